@@ -1,0 +1,306 @@
+"""What our training step costs beside a bare PyTorch loop on the same model, batch and shapes.
+
+    python benchmarks/step_overhead.py             # prints a table
+    python benchmarks/step_overhead.py --write     # also benchmarks/step_overhead_<machine>_<yyyymm>.md
+
+Both sides train rank-16 LoRA matrices in bfloat16 on a frozen bfloat16 LTX-Video transformer with
+random weights: batch 2, 256x192 pixels and 49 frames (336 tokens), 128 text tokens, one thread, no
+gradient checkpointing, gradients clipped by norm. "ours" is the whole of it: `BatchStream` with its
+loader thread, `FlowMatching`, `fit`, `adamw_bf16`. "bare" is what one would type in ten minutes:
+tensors in memory, forward, backward, clip, `torch.optim.AdamW`. Rounds of both alternate in one
+process; CPU seconds count all threads. Peak memory is that of one child process each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
+
+BATCH_SIZE, CLIPS = 2, 16
+LATENT_SHAPE = (128, 7, 6, 8)  # 49 frames of 256x192 pixels: 336 tokens
+TEXT_TOKENS, TEXT_WIDTH, LORA_RANK, FRAME_RATE = 128, 64, 16, 25.0
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+LEARNING_RATE, MAX_GRAD_NORM = 1e-4, 1.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model and how long to look at it.
+
+    Attributes:
+        layers, heads, head_dim: Shape of the transformer.
+        rounds: Alternations of both loops.
+        steps: Steps of one loop in one round.
+    """
+
+    layers: int
+    heads: int
+    head_dim: int
+    rounds: int
+    steps: int
+
+
+SIZES = {"tiny": Size(4, 4, 32, rounds=30, steps=3), "medium": Size(8, 12, 64, rounds=9, steps=1)}
+Loop = Callable[[int], None]
+
+
+def write_checkpoint(folder: Path, size: Size) -> Path:
+    """A checkpoint of that size with random weights."""
+    from simpletuner.models.ltxvideo.miniature import write_miniature
+
+    return write_miniature(
+        folder, "0.9.5", layers=size.layers, heads=size.heads, head_dim=size.head_dim, caption_channels=TEXT_WIDTH
+    )
+
+
+def draw_clips() -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents [CLIPS, C, F, H, W] and text features [CLIPS, L, D], bfloat16 as caches hold them."""
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(CLIPS, *LATENT_SHAPE, generator=generator)
+    text = torch.randn(CLIPS, TEXT_TOKENS, TEXT_WIDTH, generator=generator)
+    return latents.bfloat16(), text.bfloat16()
+
+
+# Bare ------------------------------------------------------------------------------------------
+
+
+def begin_bare(checkpoint: Path) -> Loop:
+    """A plain loop with nothing but PyTorch, Diffusers and PEFT; returns "do n steps"."""
+    from diffusers import LTXVideoTransformer3DModel
+    from peft import LoraConfig
+
+    model = LTXVideoTransformer3DModel.from_pretrained(checkpoint / "transformer", torch_dtype=torch.bfloat16)
+    model.requires_grad_(False)
+    model.add_adapter(LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=ATTENTION))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.data = parameter.data.bfloat16()
+    model.train()
+    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE)
+    latents, text = draw_clips()
+    tokens = latents.flatten(2).transpose(1, 2).contiguous()
+    mask = torch.ones(BATCH_SIZE, TEXT_TOKENS, dtype=torch.bool)
+    position = 0
+
+    def run(steps: int) -> None:
+        nonlocal position
+        for _ in range(steps):
+            chosen = slice(position, position + BATCH_SIZE)
+            position = (position + BATCH_SIZE) % CLIPS
+            clean = tokens[chosen].float()
+            noise = torch.randn_like(clean)
+            sigmas = torch.sigmoid(torch.randn(BATCH_SIZE))
+            share = sigmas.view(-1, 1, 1)
+            prediction = model(
+                hidden_states=((1 - share) * clean + share * noise).bfloat16(),
+                encoder_hidden_states=text[chosen],
+                timestep=1000 * sigmas,
+                encoder_attention_mask=mask,
+                num_frames=LATENT_SHAPE[1],
+                height=LATENT_SHAPE[2],
+                width=LATENT_SHAPE[3],
+                rope_interpolation_scale=(8 / FRAME_RATE, 32, 32),
+                return_dict=False,
+            )[0]
+            loss = (prediction.float() - (noise - clean)).square().mean()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return run
+
+
+# Ours ------------------------------------------------------------------------------------------
+
+
+def begin_ours(checkpoint: Path) -> Loop:
+    """The trainer's own loop over the trainer's own parts; returns "do n steps"."""
+    from simpletuner.config.sections.flow import FlowSection
+    from simpletuner.config.sections.model import ModelSection
+    from simpletuner.data.batches import BatchStream
+    from simpletuner.models.ltxvideo.family import FAMILY
+    from simpletuner.objectives.flow_matching import FlowMatching
+    from simpletuner.training.build import build_trainable
+    from simpletuner.training.fit import fit
+    from simpletuner.training.state import TrainState
+
+    config = choose_settings()
+    source = FAMILY.resolve(ModelSection(pretrained_model_name_or_path=str(checkpoint)))
+    latents, text = draw_clips()
+    mask = torch.ones(TEXT_TOKENS, dtype=torch.bool)
+    stream = BatchStream(
+        plan_samples(),
+        lambda sample: latents[int(sample.path.removesuffix(".mp4"))],
+        lambda caption: (text[int(caption or 0)], mask),
+        batch_size=BATCH_SIZE,
+        accumulation=1,
+        seed=0,
+        caption_dropout=0.1,
+    )
+    trainable = build_trainable(FAMILY, source, config, torch.device("cpu"))
+    state = TrainState.begin(trainable, stream, config, 10**9)
+    events: Iterator[Any] = fit(state, FlowMatching(FAMILY, source, FlowSection(), 0), stop=lambda: False)
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            next(events)
+
+    return run
+
+
+def choose_settings() -> Any:
+    """The sections the trainer needs."""
+    from simpletuner.config.sections.adapter import AdapterSection
+    from simpletuner.config.sections.memory import MemorySection
+    from simpletuner.config.sections.optimizer import OptimizerSection
+    from simpletuner.config.sections.precision import PrecisionSection
+    from simpletuner.config.sections.schedule import ScheduleSection
+
+    return SimpleNamespace(
+        adapter=AdapterSection(lora_rank=LORA_RANK),
+        precision=PrecisionSection(mixed_precision="bf16"),
+        memory=MemorySection(gradient_checkpointing=False),
+        optimizer=OptimizerSection(optimizer="adamw_bf16", max_grad_norm=MAX_GRAD_NORM, grad_clip_method="norm"),
+        schedule=ScheduleSection(learning_rate=LEARNING_RATE, lr_scheduler="constant"),
+    )
+
+
+def plan_samples() -> list[Any]:
+    """The clips as the data room would have found them."""
+    from simpletuner.data.sample import CropPlan, FramePlan, MediaInfo, Sample
+
+    info = MediaInfo("video", 256, 192, FRAME_RATE, 49, 49 / FRAME_RATE, 0, 1.0, "h264", 1, 1)
+    frames, crop = FramePlan(49, FRAME_RATE, 0.0), CropPlan(256, 192, 0, 0, 256, 192)
+    return [Sample("clips", f"{number}.mp4", info, frames, crop, (str(number),), 1) for number in range(CLIPS)]
+
+
+# Measuring -------------------------------------------------------------------------------------
+
+SIDES: dict[str, Callable[[Path], Loop]] = {"bare": begin_bare, "ours": begin_ours}
+
+
+def time_steps(checkpoint: Path, size: Size) -> dict[str, list[float]]:
+    """CPU seconds per step of each side, one value per round; the first round warms up and is dropped."""
+    loops = {name: begin(checkpoint) for name, begin in SIDES.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in SIDES}
+    gc.collect()
+    for number in range(size.rounds + 1):
+        for name in sorted(loops, reverse=number % 2 == 1):
+            started = time.process_time()
+            loops[name](size.steps)
+            if number > 0:
+                seconds[name].append((time.process_time() - started) / size.steps)
+    return seconds
+
+
+def measure_memory(checkpoint: Path, side: str) -> float:
+    """Peak resident megabytes of a fresh process that does a few steps of one side."""
+    command = [sys.executable, __file__, "--child", side, "--checkpoint", str(checkpoint)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ}).stdout
+    return float(json.loads(output.splitlines()[-1])["peak_mb"])
+
+
+def run_child(side: str, checkpoint: Path) -> None:
+    """What a child process does: three steps, then report its peak."""
+    SIDES[side](checkpoint)(3)
+    unit = 1 if sys.platform == "darwin" else 1024  # the system counts bytes there, kilobytes elsewhere
+    print(json.dumps({"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6}))
+
+
+def describe_machine() -> str:
+    """Processor and versions, one line."""
+    import diffusers
+    import peft
+
+    model = platform.processor() or platform.machine()
+    cpu = Path("/proc/cpuinfo")
+    if cpu.exists():
+        names = [
+            line.split(":", 1)[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")
+        ]
+        model = names[0] if names else model
+    versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}, peft {peft.__version__}"
+    return (
+        f"{model}, 1 thread, {torch.backends.cpu.get_cpu_capability()}, Python {platform.python_version()}, {versions}"
+    )
+
+
+def measure(names: list[str]) -> str:
+    """The table, as Markdown."""
+    rows = [
+        "| model | parameters | bare, CPU s per step | ours, CPU s per step | ratio (median of rounds) | bare, peak MB "
+        "| ours, peak MB | ratio |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in names:
+        size = SIZES[name]
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = write_checkpoint(Path(folder) / name, size)
+            count = count_parameters(checkpoint)
+            memory = {side: measure_memory(checkpoint, side) for side in SIDES}
+            seconds = time_steps(checkpoint, size)
+        ratio = statistics.median(o / b for o, b in zip(seconds["ours"], seconds["bare"], strict=True))
+        bare, ours = (statistics.median(seconds[side]) for side in ("bare", "ours"))
+        rows.append(
+            f"| {name}: {size.layers} layers, {size.heads} x {size.head_dim} | {count / 1e6:.1f} M | {bare:.4f} "
+            f"| {ours:.4f} | {ratio:.3f} | {memory['bare']:.0f} | {memory['ours']:.0f} "
+            f"| {memory['ours'] / memory['bare']:.2f} |"
+        )
+    return "\n".join(rows)
+
+
+def count_parameters(checkpoint: Path) -> int:
+    """Values of the base transformer."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in (checkpoint / "transformer").glob("*.safetensors"):
+        with safe_open(path, framework="pt") as handle:
+            total += sum(torch.Size(handle.get_slice(key).get_shape()).numel() for key in handle.keys())  # noqa: SIM118
+    return total
+
+
+def main() -> None:
+    """Measure and print; see the top of the file."""
+    parser = argparse.ArgumentParser(description="Cost of a training step beside a bare loop.")
+    parser.add_argument("--size", choices=SIZES, action="append", help="only this model (default: all)")
+    parser.add_argument("--write", action="store_true", help="also write the result file")
+    parser.add_argument("--machine", default=platform.machine(), help="machine part of the result file's name")
+    parser.add_argument("--child", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.child:
+        run_child(arguments.child, arguments.checkpoint)
+        return
+    table = measure(arguments.size or list(SIZES))
+    print(f"{describe_machine()}\n\n{table}")
+    if arguments.write:
+        month = f"{datetime.date.today():%Y%m}"
+        path = Path(__file__).with_name(f"step_overhead_{arguments.machine}_{month}.md")
+        path.write_text(f"# Step overhead\n\n{__doc__}\n\n{describe_machine()}\n\n{table}\n", encoding="utf-8")
+        print(f"\nwritten to {path}")
+
+
+if __name__ == "__main__":
+    main()

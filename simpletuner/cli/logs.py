@@ -1,0 +1,44 @@
+"""Log messages: one handler, one level, and the third parties' chatter that nobody can act on left out."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+
+# (logger that speaks, beginning or part of its message). Each line stems from a library that reports
+# an optional part we do not use; the line goes when the library stops saying it.
+CHATTER = (
+    ("torchao", "Failed to load"),
+    ("torchao", "Skipping import of cpp extensions"),
+    ("bitsandbytes", "kernels"),
+    ("diffusers.quantizers.torchao.torchao_quantizer", "Unable to import `torchao` Tensor objects"),
+    ("diffusers.models.modeling_utils", "kept in float32"),
+    ("diffusers.models.modeling_utils", "float32: []"),
+    ("transformers.image_processing_utils_fast", "torchvision"),
+    ("torch.distributed.elastic.multiprocessing.redirects", "Redirects are currently not supported"),
+)
+
+
+class _Silence(logging.Filter):
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self._part = part
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return self._part not in record.getMessage()
+
+
+def set_up_logging(level: str) -> str:
+    """Send log messages of `level` and above to stderr; gives a sentence when the level is unknown."""
+    known = logging.getLevelName(level)
+    usable = known if isinstance(known, int) else logging.WARNING
+    logging.basicConfig(stream=sys.stderr, level=usable, format="%(levelname)s %(name)s: %(message)s")
+    for name, part in CHATTER:
+        logging.getLogger(name).addFilter(_Silence(part))
+    if usable > logging.DEBUG:
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"(diffusers|transformers|torch|peft)(\.|$)")
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+    if isinstance(known, int):
+        return ""
+    return f"SIMPLETUNER_LOG_LEVEL={level} is no level; use DEBUG, INFO, WARNING or ERROR."

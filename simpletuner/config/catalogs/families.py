@@ -1,0 +1,82 @@
+"""Model families: the values of `model_family`, where each lives, and its raster.
+
+Everything a plan needs before a weight is loaded stands here, so that clips can be planned and a
+configuration checked without importing torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from simpletuner.core.catalog import Catalog, did_you_mean
+from simpletuner.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class FamilyRow:
+    """One model family.
+
+    Attributes:
+        target: The object that fulfils `models.family.ModelFamily`.
+        spatial: Pixels per latent cell; widths and heights must be multiples of it.
+        temporal: Frames per latent frame; frame counts must be of the form temporal * k + 1.
+        channels: Latent channels.
+        frame_rate: Frames per second the family was trained on.
+        default_flavour: Flavour when neither a flavour nor a path is given.
+        checkpoints: Flavour -> Hub repository in the Diffusers layout that carries its components.
+        help: One sentence for people.
+    """
+
+    target: str
+    spatial: int
+    temporal: int
+    channels: int
+    frame_rate: float
+    default_flavour: str
+    checkpoints: Mapping[str, str]
+    help: str = ""
+
+    def checkpoint(self, flavour: str | None) -> str:
+        """The Hub repository of `flavour`, or of the default one.
+
+        Raises:
+            UserError: If the family has no such flavour.
+        """
+        name = flavour or self.default_flavour
+        if name not in self.checkpoints:
+            raise UserError(
+                f"unknown model_flavour '{name}'",
+                f"Available: {', '.join(self.checkpoints)}",
+                did_you_mean(name, list(self.checkpoints)),
+            )
+        return self.checkpoints[name]
+
+
+FAMILIES: Catalog[FamilyRow] = Catalog(
+    "model family",
+    {
+        "ltxvideo": FamilyRow(
+            target="simpletuner.models.ltxvideo.family:FAMILY",
+            spatial=32,
+            temporal=8,
+            channels=128,
+            frame_rate=25.0,
+            default_flavour="0.9.5",
+            checkpoints={
+                "0.9.0": "Lightricks/LTX-Video",
+                "0.9.1": "Lightricks/LTX-Video-0.9.1",
+                "0.9.5": "Lightricks/LTX-Video-0.9.5",
+                # 0.9.6 exists only as one file with the transformer; the other parts are those of 0.9.5.
+                "0.9.6": "Lightricks/LTX-Video-0.9.5",
+                "0.9.7": "Lightricks/LTX-Video-0.9.7-dev",
+                "0.9.7-distilled": "Lightricks/LTX-Video-0.9.7-distilled",
+                "0.9.8": "Lightricks/LTX-Video-0.9.8-13B-distilled",
+            },
+            help="LTX-Video 0.9.0 to 0.9.8, 2B and 13B: text and image to video.",
+        ),
+    },
+)
+
+# What `model_flavour` may be: the flavours of all families, each once.
+FLAVOURS: tuple[str, ...] = tuple(dict.fromkeys(name for family in FAMILIES for name in FAMILIES[family].checkpoints))

@@ -1,0 +1,193 @@
+"""Rules about data sets: frames, sizes and their unit, shared caches. Pure functions."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+from simpletuner.config.dataset import ClipDataset, TextEmbeds
+from simpletuner.config.dataset_file import DatasetFile
+from simpletuner.config.rules import Draft
+from simpletuner.config.values import show
+from simpletuner.core.errors import Problem, Severity
+
+Where = Callable[..., str]  # key of the entry -> its place
+
+TEMPORAL = 8
+DEFAULT_FRAMES = 121
+LARGEST_MEGAPIXELS = 20  # above it a size written as "area" can only be meant in pixels
+SMALLEST_PIXELS = 32
+
+# Keys that do not change what is encoded, so that data sets may differ in them and share a cache.
+HARMLESS = frozenset({"id", "repeats", "caption_strategy", "instance_prompt", "disable_multiline_split", "disabled"})
+
+
+def check_datasets(file: DatasetFile, draft: Draft, name: str) -> list[Problem]:
+    """All findings about the entries of the file called `name`."""
+    problems: list[Problem] = []
+    for dataset in file.datasets:
+        written = frozenset(file.written[dataset.id])
+        where = functools.partial(file.where, dataset.id)
+        problems.extend(_frames(dataset, written, where))
+        problems.extend(_unit(dataset, where))
+        problems.extend(_shrinking(dataset, where))
+        problems.extend(_cropping(dataset, written, where))
+        problems.extend(_captions(dataset, where))
+    problems.extend(_shared_caches(file))
+    problems.extend(_stores(file.text_embeds, name))
+    problems.extend(_overridden(file, draft))
+    if not file.datasets and not any(problem.severity is Severity.ERROR for problem in file.problems):
+        problems.append(
+            Problem("no data set to train", "At least one enabled entry must be of dataset_type video or image",
+                    "Add one, or remove `disabled`", name)
+        )  # fmt: skip
+    return problems
+
+
+def _frames(dataset: ClipDataset, written: frozenset[str], where: Where) -> Iterator[Problem]:
+    rules = dataset.video
+    if dataset.dataset_type == "image":
+        if any(key.startswith("video.") for key in written):
+            yield Problem(
+                "the `video` block has no effect on images", "", "Remove it", where("video"), Severity.WARNING
+            )
+        return
+    frames = rules.num_frames
+    whole = rules.bucket_strategy == "resolution_frames" and frames is None
+    least = rules.min_frames
+    if frames is not None and (frames - 1) % TEMPORAL:
+        used = (frames - 1) // TEMPORAL * TEMPORAL + 1
+        yield Problem(
+            f"video.num_frames = {frames} is trained as {used} frames", "LTX-Video wants 8k+1 frames", "",
+            where("video.num_frames"), Severity.NOTE,
+        )  # fmt: skip
+    target = frames if frames is not None else DEFAULT_FRAMES
+    if least is not None and not whole and least < target:
+        yield Problem(
+            f"video.min_frames = {least} is below num_frames = {target}",
+            "A clip must hold the frames that are trained",
+            f"Raise min_frames to {target}, or lower num_frames",
+            where("video.min_frames"),
+        )
+    if rules.max_frames is not None and rules.max_frames < (least or (1 if whole else target)):
+        yield Problem(
+            f"video.max_frames = {rules.max_frames} is below the {least or target} frames a clip needs",
+            "No clip could be used", "Raise or remove max_frames", where("video.max_frames"),
+        )  # fmt: skip
+    if rules.frame_interval is not None and rules.bucket_strategy != "resolution_frames":
+        yield Problem(
+            "video.frame_interval has no effect with bucket_strategy aspect_ratio", "", "Remove it",
+            where("video.frame_interval"), Severity.WARNING,
+        )  # fmt: skip
+    if rules.bucket_strategy == "resolution_frames" and frames is not None:
+        yield Problem(
+            f"bucket_strategy resolution_frames with num_frames = {frames}: all clips have one length",
+            "", "Remove num_frames to train clips of mixed length", where("video.num_frames"), Severity.NOTE,
+        )  # fmt: skip
+
+
+def _unit(dataset: ClipDataset, where: Where) -> Iterator[Problem]:
+    for key in ("resolution", "minimum_image_size", "maximum_image_size", "target_downsample_size"):
+        size = dataset.__dict__[key]
+        if not size:
+            continue
+        if dataset.resolution_type == "area" and size > LARGEST_MEGAPIXELS:
+            yield Problem(
+                f"{key} = {size:g} with resolution_type area",
+                "`area` counts megapixels",
+                'Write megapixels (0.25 is about 512x512), or set resolution_type to "pixel_area"',
+                where(key),
+            )
+        elif dataset.resolution_type != "area" and size < SMALLEST_PIXELS:
+            yield Problem(
+                f"{key} = {size:g} with resolution_type {dataset.resolution_type}",
+                f"`{dataset.resolution_type}` counts pixels, at least {SMALLEST_PIXELS}",
+                'Write pixels (480), or set resolution_type to "area" for megapixels',
+                where(key),
+            )
+
+
+def _shrinking(dataset: ClipDataset, where: Where) -> Iterator[Problem]:
+    largest, target = dataset.maximum_image_size, dataset.target_downsample_size
+    if (largest is None) != (target is None):
+        missing = "target_downsample_size" if target is None else "maximum_image_size"
+        yield Problem(
+            f"{missing} is missing", "maximum_image_size and target_downsample_size work together",
+            "Give both, or neither", where(),
+        )  # fmt: skip
+    elif largest is not None and target is not None:
+        if target > largest:
+            yield Problem(
+                f"target_downsample_size = {target:g} is above maximum_image_size = {largest:g}",
+                "What is shrunk cannot become larger", "Lower it", where("target_downsample_size"),
+            )  # fmt: skip
+        elif target < dataset.resolution:
+            yield Problem(
+                f"target_downsample_size = {target:g} is below resolution = {dataset.resolution:g}",
+                "Large files would be shrunk and then enlarged again", "Raise it to the resolution or above",
+                where("target_downsample_size"), Severity.WARNING,
+            )  # fmt: skip
+
+
+def _cropping(dataset: ClipDataset, written: frozenset[str], where: Where) -> Iterator[Problem]:
+    if dataset.crop and dataset.crop_aspect in ("closest", "random") and not dataset.crop_aspect_buckets:
+        yield Problem(
+            f"crop_aspect = {show(dataset.crop_aspect)} without crop_aspect_buckets",
+            "The aspects to choose from must be listed",
+            'Add "crop_aspect_buckets": [1.0, 1.5, 0.67]',
+            where("crop_aspect"),
+        )
+    if any(aspect <= 0 for aspect in dataset.crop_aspect_buckets or ()):
+        yield Problem("crop_aspect_buckets holds a number that is not above 0", "An aspect is width over height",
+                      "Correct it", where("crop_aspect_buckets"))  # fmt: skip
+    idle = sorted(written.intersection({"crop_style", "crop_aspect", "crop_aspect_buckets"}))
+    if not dataset.crop and idle:
+        yield Problem(f"{', '.join(idle)} without crop: true", "Without it the aspect of the source is kept",
+                      "Set crop to true, or remove it", where(idle[0]), Severity.WARNING)  # fmt: skip
+
+
+def _captions(dataset: ClipDataset, where: Where) -> Iterator[Problem]:
+    if dataset.caption_strategy == "instanceprompt" and not dataset.instance_prompt:
+        yield Problem("caption_strategy = instanceprompt without instance_prompt", "It is the caption of every file",
+                      "Add instance_prompt", where("caption_strategy"))  # fmt: skip
+
+
+def _shared_caches(file: DatasetFile) -> Iterator[Problem]:
+    owners: dict[str, ClipDataset] = {}
+    for dataset in file.datasets:
+        first = owners.setdefault(str(dataset.cache_dir_vae), dataset)
+        if first is dataset:
+            continue
+        mine, theirs = dataset.model_dump(exclude=set(HARMLESS)), first.model_dump(exclude=set(HARMLESS))
+        differing = sorted(key for key in mine if mine[key] != theirs[key])
+        if differing:
+            yield Problem(
+                f"cache_dir_vae = {show(dataset.cache_dir_vae)} is also that of '{first.id}', which differs in "
+                f"{', '.join(differing)}",
+                "Two data sets may share a cache only if they encode the same way",
+                "Give each its own folder",
+                file.where(dataset.id, "cache_dir_vae"),
+            )
+
+
+def _stores(stores: Sequence[TextEmbeds], name: str) -> Iterator[Problem]:
+    flagged = [store.id for store in stores if store.default]
+    if len(stores) > 1 and len(flagged) != 1:
+        yield Problem(
+            f"{len(stores)} text_embeds entries, {len(flagged)} of them with default: true",
+            "Exactly one of several must be the default", 'Set "default": true on one of them', name,
+        )  # fmt: skip
+
+
+def _overridden(file: DatasetFile, draft: Draft) -> Iterator[Problem]:
+    """A global size that every entry replaces has no effect; say so."""
+    if "resolution" not in draft.given or not file.datasets:
+        return
+    if all("resolution" in file.written[dataset.id] for dataset in file.datasets):
+        own = ", ".join(f"{dataset.id}: {dataset.resolution:g}" for dataset in file.datasets)
+        if all(dataset.resolution == draft.values["resolution"] for dataset in file.datasets):
+            return
+        yield Problem(
+            f"resolution = {draft.values['resolution']:g} is only the default: the data sets have their own ({own})",
+            where=draft.place("resolution"), severity=Severity.NOTE,
+        )  # fmt: skip

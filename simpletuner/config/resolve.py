@@ -1,0 +1,267 @@
+"""From arguments, environment and files to one `RunConfig`, with all problems told at once.
+
+The walk: find the sources, merge their layers, read each value, read the data set file and the
+prompts, apply the rules across options. Nothing heavy is imported and no clip is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simpletuner.config.dataset import TextEmbeds
+from simpletuner.config.dataset_file import DatasetFile, Surroundings, read_dataset_file
+from simpletuner.config.dataset_rules import check_datasets
+from simpletuner.config.documents import fill_environment
+from simpletuner.config.legacy import REMOVED_OPTIMIZERS
+from simpletuner.config.prompts import name_prompts, read_library
+from simpletuner.config.rules import Draft, apply_rules
+from simpletuner.config.run_config import RunConfig, ValidationPrompt
+from simpletuner.config.sources import Sources, display_name, find_sources
+from simpletuner.config.surfaces.cli import Given, canonical_name, parse_arguments
+from simpletuner.config.table import SECTIONS, OptionSpec, alias_table, dataset_tables, option_table
+from simpletuner.config.values import UnreadableError, capitalised, is_absent, read_value, refusal, show
+from simpletuner.core.catalog import did_you_mean
+from simpletuner.core.errors import Problem, Severity, UserError
+
+ORDER = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.NOTE: 2}
+
+
+@dataclass(frozen=True)
+class Examination:
+    """The result of looking at a configuration: findings by severity, and the run if it can start."""
+
+    problems: tuple[Problem, ...]
+    config: RunConfig | None
+
+    @property
+    def has_errors(self) -> bool:
+        return any(problem.severity is Severity.ERROR for problem in self.problems)
+
+
+def resolve_config(arguments: Sequence[str], environment: Mapping[str, str], working_folder: Path) -> RunConfig:
+    """The configuration of a run.
+
+    Args:
+        arguments: Overrides and selectors of the command line, without the command itself.
+        environment: Environment variables.
+        working_folder: Relative paths start here.
+    Raises:
+        UserError: With all problems (warnings and notes too) if there is any error.
+    """
+    examination = examine(arguments, environment, working_folder)
+    if examination.config is None:
+        raise UserError.of(examination.problems)
+    return examination.config
+
+
+def examine(arguments: Sequence[str], environment: Mapping[str, str], working_folder: Path) -> Examination:
+    """Look at everything and collect findings instead of raising them."""
+    line = parse_arguments(arguments)
+    try:
+        sources = find_sources(line, environment, working_folder)
+    except UserError as error:
+        return Examination((*line.problems, *error.problems), None)
+    reading = _Reading(sources)
+    values = reading.values()
+    library, found = _read_prompts(sources, values, working_folder)
+    reading.problems.extend(found)
+    draft = Draft(
+        values={**values, **reading.refused},
+        given=frozenset(reading.origins),
+        origins=reading.origins,
+        prompts=name_prompts(values["validation_prompt"], library),
+    )
+    reading.problems.extend(apply_rules(draft, frozenset(reading.unreadable)))
+    file = _read_datasets(sources, draft, reading, working_folder)
+    problems = tuple(sorted((*reading.problems, *file.problems), key=lambda problem: ORDER[problem.severity]))
+    if any(problem.severity is Severity.ERROR for problem in problems):
+        return Examination(problems, None)
+    return Examination(problems, _build(values, reading.origins, file, draft, problems))
+
+
+class _Reading:
+    """Merges the layers, reads every value, and keeps what it finds."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+        self.problems: list[Problem] = list(sources.problems)
+        self.origins: dict[str, str] = {}
+        self.unreadable: set[str] = set()
+        self.refused: dict[str, Any] = {}
+
+    def values(self) -> dict[str, Any]:
+        """Every option's value; the default where none could be read."""
+        values = {name: spec.default for name, spec in option_table().items()}
+        for name, given in self._winners().items():
+            spec = option_table()[name]
+            try:
+                raw = fill_environment(given.value, self._sources.variables, f"{given.origin}: {name}")
+            except UserError as error:
+                self.problems.extend(error.problems)
+                self.unreadable.add(name)
+                continue
+            if not is_absent(spec, raw):
+                self._read(spec, raw, given, values)
+        return values
+
+    def _winners(self) -> dict[str, Given]:
+        """The strongest source of each option; unknown names become problems."""
+        winners: dict[str, Given] = {}
+        for layer in self._sources.layers:
+            seen: dict[str, Given] = {}
+            for given in layer:
+                name = canonical_name(given.key)
+                if name not in option_table():
+                    self.problems.append(_unknown(given))
+                    continue
+                if name in seen:
+                    self._twice(name, seen[name], given)
+                seen[name] = given
+            winners.update(seen)
+        return winners
+
+    def _twice(self, name: str, first: Given, second: Given) -> None:
+        self.problems.append(
+            Problem(
+                f"'{name}' is given twice: as '{first.key}' ({first.origin}) and as '{second.key}'",
+                "Both names mean the same option",
+                "Remove one of them",
+                second.origin,
+            )
+        )
+
+    def _read(self, spec: OptionSpec, raw: Any, given: Given, values: dict[str, Any]) -> None:
+        where = given.origin
+        written = f"{spec.name} = {show(raw)}"
+        try:
+            value = read_value(spec, raw)
+        except UnreadableError as error:
+            self.unreadable.add(spec.name)
+            advice = REMOVED_OPTIMIZERS.get(str(raw)) if spec.name == "optimizer" else None
+            fix = advice or error.fix or f"Correct the value (`simpletuner options {spec.name}` explains it)"
+            self.problems.append(Problem(written, error.rule, fix, where))
+            return
+        self.origins[spec.name] = given.origin
+        refused = refusal(spec, value)
+        if refused:
+            self.refused[spec.name] = value
+            self.problems.append(Problem(written, *refused, where))
+            return
+        if not spec.facts.planned and not spec.facts.refused:
+            values[spec.name] = value
+        if given.key.lstrip("-").replace("-", "_") in alias_table():
+            self._note(f"'{given.key}' is the old name of '{spec.name}'", where)
+        if spec.facts.accepted_note and value != spec.default:
+            self._note(written, where, capitalised(spec.facts.accepted_note))
+
+    def _note(self, what: str, where: str, rule: str = "") -> None:
+        self.problems.append(Problem(what, rule, "", where, Severity.NOTE))
+
+
+def _unknown(given: Given) -> Problem:
+    name = canonical_name(given.key)
+    rule, fix = "", did_you_mean(name, [*option_table(), *alias_table()])
+    if not fix and any(name in table for table in dataset_tables().values()):
+        rule, fix = "It is a key of the data set file", "Move it there, into the entry it is meant for"
+    return Problem(
+        f"unknown option '{given.key}'",
+        rule,
+        fix or "Remove it; `simpletuner options` lists all options",
+        given.origin,
+    )
+
+
+def find_named_file(text: str, sources: Sources, working_folder: Path) -> Path | None:
+    """A file that the configuration names: from the working folder, else beside the configuration."""
+    path = Path(text).expanduser()
+    return next((found for found in (working_folder / path, sources.folder / path) if found.is_file()), None)
+
+
+def _read_prompts(
+    sources: Sources, values: Mapping[str, Any], working_folder: Path
+) -> tuple[list[ValidationPrompt], list[Problem]]:
+    text = values["user_prompt_library"]
+    if not text:
+        return [], []
+    path = find_named_file(text, sources, working_folder)
+    if path is None:
+        return [], [_missing_file("user_prompt_library", text, sources, working_folder, "user_prompt_library*.json")]
+    return read_library(path, display_name(path, working_folder))
+
+
+def _missing_file(option: str, text: str, sources: Sources, working_folder: Path, pattern: str) -> Problem:
+    beside = sources.folder / text
+    looked = [working_folder / text, *([beside] if beside.parent.is_dir() else [])]
+    folders = {*(path.parent for path in looked), working_folder, working_folder / "config", sources.folder}
+    near = sorted({file for folder in folders if folder.is_dir() for file in folder.glob(pattern)})
+    names = ", ".join(display_name(file, working_folder) for file in near[:6])
+    return Problem(
+        f"{option} = {show(text)}: there is no such file",
+        f"Looked at {' and '.join(dict.fromkeys(display_name(path, working_folder) for path in looked))}",
+        f"Files near by: {names}" if names else "Write the file, or correct the path",
+        sources.name,
+    )
+
+
+def _read_datasets(sources: Sources, draft: Draft, reading: _Reading, working_folder: Path) -> DatasetFile:
+    written = draft.values["data_backend_config"]
+    text = written or "multidatabackend.json"
+    path = find_named_file(text, sources, working_folder)
+    if path is None and not written:
+        path = find_named_file("config/multidatabackend.json", sources, working_folder)
+    if path is None:
+        missing = _missing_file("data_backend_config", text, sources, working_folder, "*databackend*.json")
+        return DatasetFile(problems=[missing])
+    name = display_name(path, working_folder)
+    cache_root = draft.values["cache_dir"] or f"{draft.values['output_dir']}/cache"
+    around = Surroundings(draft.values, sources.variables, working_folder, cache_root)
+    file = read_dataset_file(path, name, around)
+    file.problems.extend(check_datasets(file, draft, name))
+    return file
+
+
+def _choose_store(file: DatasetFile, values: Mapping[str, Any]) -> tuple[TextEmbeds, Problem | None]:
+    if file.text_embeds:
+        return next((store for store in file.text_embeds if store.default), file.text_embeds[0]), None
+    folder = values["cache_dir_text"] or f"{values['cache_dir'] or values['output_dir'] + '/cache'}/text"
+    note = Problem(f"no text_embeds entry: encoded captions go to {folder}", severity=Severity.NOTE)
+    return TextEmbeds(id="text-embeds", cache_dir=folder, default=True), note
+
+
+def _as_read(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values after the readings which a rule has told as a note."""
+    warmed = values["lr_scheduler"] == "constant" and values["lr_warmup_steps"]
+    return {**values, **({"lr_scheduler": "constant_with_warmup"} if warmed else {})}
+
+
+def _build(
+    values: Mapping[str, Any],
+    origins: Mapping[str, str],
+    file: DatasetFile,
+    draft: Draft,
+    problems: tuple[Problem, ...],
+) -> RunConfig:
+    store, note = _choose_store(file, values)
+    table = option_table()
+    values = _as_read(values)
+    sections: dict[str, Any] = {
+        attribute: section.model_validate(
+            {
+                name: values[name]
+                for name in section.model_fields
+                if name in origins and values[name] != table[name].default
+            }
+        )
+        for attribute, section in SECTIONS.items()
+    }
+    return RunConfig(
+        datasets=tuple(file.datasets),
+        text_embeds=store,
+        prompts=draft.prompts,
+        origins={name: origins.get(name, "default") for name in table},
+        notices=(*problems, *([note] if note else [])),
+        **sections,
+    )

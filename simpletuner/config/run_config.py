@@ -1,0 +1,103 @@
+"""The resolved configuration of one run: frozen, typed, with the origin of every value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from simpletuner.config.dataset import ClipDataset, TextEmbeds
+from simpletuner.config.option import Section
+from simpletuner.config.sections.adapter import AdapterSection
+from simpletuner.config.sections.average import AverageSection
+from simpletuner.config.sections.caching import CachingSection
+from simpletuner.config.sections.checkpoint import CheckpointSection
+from simpletuner.config.sections.data import DataSection
+from simpletuner.config.sections.evaluation import EvaluationSection
+from simpletuner.config.sections.flow import FlowSection
+from simpletuner.config.sections.guidance import AuxiliarySection, CrepaSection, RolloutSection
+from simpletuner.config.sections.launch import LaunchSection
+from simpletuner.config.sections.memory import MemorySection
+from simpletuner.config.sections.model import ModelSection
+from simpletuner.config.sections.optimizer import OptimizerSection
+from simpletuner.config.sections.precision import PrecisionSection
+from simpletuner.config.sections.reporting import ReportingSection
+from simpletuner.config.sections.schedule import ScheduleSection
+from simpletuner.config.sections.validation import ValidationSection
+from simpletuner.core.errors import Problem
+
+STARRED = "***"
+
+
+@dataclass(frozen=True)
+class ValidationPrompt:
+    """One prompt of the validation: `nickname` is unique and safe as a part of file names."""
+
+    nickname: str
+    prompt: str
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run was told.
+
+    Attributes:
+        datasets: Trained data sets, disabled ones removed, global defaults merged in, cache folders filled in.
+        text_embeds: Where encoded captions are kept; its `cache_dir` is always filled in.
+        prompts: Validation prompts, the main one first.
+        origins: Option -> where its value came from ("config/config.json:12", "command line", "default").
+        notices: Warnings and notes, no errors.
+    """
+
+    datasets: tuple[ClipDataset, ...]
+    text_embeds: TextEmbeds
+    prompts: tuple[ValidationPrompt, ...] = ()
+    origins: Mapping[str, str] = field(default_factory=dict)
+    notices: tuple[Problem, ...] = ()
+    model: ModelSection = field(default_factory=ModelSection)
+    adapter: AdapterSection = field(default_factory=AdapterSection)
+    precision: PrecisionSection = field(default_factory=PrecisionSection)
+    memory: MemorySection = field(default_factory=MemorySection)
+    caching: CachingSection = field(default_factory=CachingSection)
+    data: DataSection = field(default_factory=DataSection)
+    schedule: ScheduleSection = field(default_factory=ScheduleSection)
+    optimizer: OptimizerSection = field(default_factory=OptimizerSection)
+    flow: FlowSection = field(default_factory=FlowSection)
+    validation: ValidationSection = field(default_factory=ValidationSection)
+    checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
+    reporting: ReportingSection = field(default_factory=ReportingSection)
+    average: AverageSection = field(default_factory=AverageSection)
+    crepa: CrepaSection = field(default_factory=CrepaSection)
+    rollout: RolloutSection = field(default_factory=RolloutSection)
+    auxiliary: AuxiliarySection = field(default_factory=AuxiliarySection)
+    evaluation: EvaluationSection = field(default_factory=EvaluationSection)
+    launch: LaunchSection = field(default_factory=LaunchSection)
+
+    def section(self, attribute: str) -> Section:
+        """The section called `attribute` in the option table."""
+        section = self.__dict__[attribute]
+        assert isinstance(section, Section)
+        return section
+
+    def as_document(self) -> dict[str, Any]:
+        """A JSON-ready record: every option with value and origin, data sets, prompts; secrets starred."""
+        from simpletuner.config.table import SECTIONS
+
+        options: dict[str, Any] = {}
+        for attribute in SECTIONS:
+            section = self.section(attribute)
+            values = section.model_dump(mode="json")
+            options[attribute] = {
+                name: {
+                    "value": STARRED if section.facts(name).secret and value is not None else value,
+                    "origin": self.origins.get(name, "default"),
+                }
+                for name, value in values.items()
+            }
+        return {
+            "options": options,
+            "datasets": [dataset.model_dump(mode="json") for dataset in self.datasets],
+            "text_embeds": self.text_embeds.model_dump(mode="json"),
+            "prompts": [{"nickname": prompt.nickname, "prompt": prompt.prompt} for prompt in self.prompts],
+            "notices": [str(notice) for notice in self.notices],
+        }

@@ -1,0 +1,116 @@
+"""What is kept in memory, and what is computed again."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from simpletuner.config.option import Section, option
+
+GROUP = "group offload"
+RAMTORCH = "RamTorch offload"
+
+
+class MemorySection(Section):
+    gradient_checkpointing: bool = option(
+        True,
+        "Compute activations again in the backward pass instead of keeping them.",
+        "反向传播时重新计算激活值而不是保留它们。",
+        guide=True,
+    )
+    gradient_checkpointing_interval: int | None = option(
+        None, "Checkpoint only every n-th block.", "每隔 n 个块才做检查点。", ge=0, guide=True, neutral=(0, 1),
+        refused="LTX-Video's transformer checkpoints every block, an interval is not supported",
+    )  # fmt: skip
+    gradient_checkpointing_segment_stride: int | None = option(
+        None, "Distance between checkpointed segments.", "检查点段之间的距离。", ge=0, level="expert", neutral=(0, 1),
+        refused="LTX-Video's transformer checkpoints every block, segments are not supported",
+    )  # fmt: skip
+    gradient_checkpointing_backend: Literal["torch"] = option(
+        "torch", "Implementation of gradient checkpointing.", "梯度检查点的实现。", level="expert",
+        planned_values={
+            value: f"the checkpointing backend '{value}'" for value in ("torch-ffn", "unsloth", "unsloth-ffn")
+        },
+    )  # fmt: skip
+    gradient_checkpointing_offload_attention: bool = option(
+        False, "Move kept activations to the CPU.", "将保留的激活值移到 CPU。", level="expert",
+        planned="offload of activations",
+    )  # fmt: skip
+    offload_during_startup: bool = option(
+        False,
+        "Never hold the autoencoder and the text encoder in memory together.",
+        "自编码器与文本编码器绝不同时占用内存。",
+        guide=True,
+        accepted_note="encoders and transformer are never in memory together anyway: each is loaded alone and dropped",
+    )
+    offload_during_save: bool = option(
+        False, "Move models to the CPU while a checkpoint is written.", "写检查点时将模型移到 CPU。", level="expert",
+        accepted_note="tensors are copied to the CPU one by one anyway when a checkpoint is written",
+    )  # fmt: skip
+    enable_group_offload: bool = option(
+        False, "Keep groups of transformer blocks in RAM and fetch them when needed.",
+        "将 transformer 块分组放在内存中，需要时再取。",
+        guide=True, planned=GROUP, excludes=("enable_model_cpu_offload", "ramtorch", "musubi_blocks_to_swap"),
+    )  # fmt: skip
+    group_offload_type: Literal["block_level"] = option(
+        "block_level", "Granularity of group offload.", "组卸载的粒度。", guide=True, level="advanced",
+        planned_values={"leaf_level": GROUP},
+    )  # fmt: skip
+    group_offload_blocks_per_group: int = option(
+        1, "Blocks fetched together.", "一次取回的块数。", ge=1, guide=True, level="advanced", planned=GROUP
+    )
+    group_offload_use_stream: bool = option(
+        False, "Overlap copies with arithmetic (CUDA).", "让复制与计算重叠（CUDA）。", guide=True, level="advanced",
+        planned=GROUP,
+    )  # fmt: skip
+    group_offload_to_disk_path: str | None = option(
+        None, "Folder for offloaded weights when RAM is short.", "内存不足时存放卸载权重的文件夹。", guide=True,
+        level="advanced", planned=GROUP,
+    )  # fmt: skip
+    group_offload_text_encoder: bool = option(
+        False, "Offload the text encoder in groups too.", "文本编码器也分组卸载。", level="expert", planned=GROUP
+    )
+    group_offload_vae: bool = option(
+        False, "Offload the autoencoder in groups too.", "自编码器也分组卸载。", level="expert", planned=GROUP
+    )
+    enable_model_cpu_offload: bool = option(
+        False, "Keep whole components in RAM while validating.", "验证时将整个组件放在内存中。", guide=True,
+        planned="offload of whole components",
+    )  # fmt: skip
+    musubi_blocks_to_swap: int = option(
+        0, "Number of last blocks that stay in RAM and are streamed.", "留在内存并流式取用的末尾块数。", ge=0, le=27,
+        level="advanced", planned="block swap",
+    )  # fmt: skip
+    musubi_block_swap_device: Literal["cpu"] = option(
+        "cpu", "Where swapped blocks stay.", "被交换的块存放的位置。", level="expert"
+    )
+    ramtorch: bool = option(
+        False, "Keep linear layers in RAM and stream them per call.", "将线性层放在内存，每次调用时流式取用。",
+        level="advanced", planned=RAMTORCH,
+    )  # fmt: skip
+    ramtorch_target_modules: str | None = option(
+        None, "Name patterns of the streamed layers.", "流式取用的层名模式。", level="expert", planned=RAMTORCH
+    )
+    ramtorch_transformer_percent: int = option(
+        100, "Share of the transformer that is streamed.",
+        "流式取用的 transformer 百分比。", ge=0, le=100, unit="percent",
+        level="expert", planned=RAMTORCH,
+    )  # fmt: skip
+    ramtorch_text_encoder: bool = option(
+        False, "Stream the text encoder too.", "文本编码器也流式取用。", level="expert", planned=RAMTORCH
+    )
+    ramtorch_text_encoder_percent: int = option(
+        100, "Share of the text encoder that is streamed.",
+        "流式取用的文本编码器百分比。", ge=0, le=100, unit="percent",
+        level="expert", planned=RAMTORCH,
+    )  # fmt: skip
+    ramtorch_vae: bool = option(
+        False, "Stream the autoencoder too.", "自编码器也流式取用。", level="expert", planned=RAMTORCH
+    )
+    accelerator_cache_clear_interval: int | None = option(
+        None, "Empty the allocator's cache every n steps.", "每 n 步清空一次显存分配器缓存。", ge=0, unit="steps",
+        level="expert", planned="emptying the allocator's cache", neutral=(0,),
+    )  # fmt: skip
+    set_grads_to_none: bool = option(
+        True, "Drop gradients after a step instead of zeroing them.", "每步后丢弃梯度而不是清零。", level="expert",
+        accepted_note="gradients are always dropped after a step",
+    )  # fmt: skip

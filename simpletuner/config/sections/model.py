@@ -1,0 +1,133 @@
+"""Which model is trained, and where its parts come from."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from simpletuner.config.option import Section, option
+
+KERNELS = (
+    "native", "native-math", "native-efficient", "native-flash", "cudnn", "xformers", "flash-attn", "flash-attn-2",
+    "flash-attn-3", "flash-attn-3-varlen", "flash-attn-hub", "flash-attn-2-hub", "flash-attn-3-hub",
+    "flash-attn-3-varlen-hub", "flash-attn-4-hub", "flex", "sla", "sageattention", "sageattention-int8-fp16-triton",
+    "sageattention-int8-fp16-cuda", "sageattention-int8-fp8-cuda", "metal-flash-attention",
+    "metal-flash-attention-int8", "metal-flash-attention-int4", "native-npu", "native-xla",
+)  # fmt: skip
+
+
+class ModelSection(Section):
+    model_family: Literal["ltxvideo"] | None = option(
+        None,
+        "Architecture to train; this trainer knows `ltxvideo`.",
+        "要训练的架构；本训练器支持 `ltxvideo`。",
+        guide=True,
+    )
+    model_flavour: str | None = option(
+        None,
+        "Release of the model when no path is given.",
+        "未给出路径时使用的模型版本。",
+        catalog="simpletuner.config.catalogs.families:FLAVOURS",
+    )
+    model_type: Literal["lora"] | None = option(
+        None,
+        "Train a small adapter (`lora`) or all weights (`full`).",
+        "训练小型适配器（`lora`）或全部权重（`full`）。",
+        guide=True,
+        planned_values={"full": "training all weights"},
+    )
+    pretrained_model_name_or_path: str | None = option(
+        None,
+        "Base checkpoint: a Hub repository or a local Diffusers folder.",
+        "基础检查点：Hub 仓库或本地 Diffusers 文件夹。",
+        guide=True,
+    )
+    pretrained_vae_model_name_or_path: str | None = option(
+        None,
+        "Where the autoencoder comes from; empty means the base checkpoint.",
+        "自编码器（VAE）的来源；留空表示使用基础检查点。",
+        guide=True,
+    )
+    pretrained_transformer_model_name_or_path: str | None = option(
+        None,
+        "Replaces only the transformer weights: a Hub repository, a folder or one file.",
+        "只替换 transformer 权重：Hub 仓库、文件夹或单个文件。",
+        guide=True,
+    )
+    pretrained_transformer_subfolder: str = option(
+        "transformer",
+        "Folder of the transformer inside its repository; `none` means the root.",
+        "transformer 在其仓库中的文件夹；`none` 表示根目录。",
+        guide=True,
+    )
+    pretrained_t5_model_name_or_path: str | None = option(
+        None,
+        "Alternative source of the T5 text encoder and its tokenizer.",
+        "T5 文本编码器及其分词器的其他来源。",
+    )
+    revision: str | None = option(
+        None, "Git revision of the base repository.", "基础仓库的 Git 版本。", level="advanced"
+    )
+    variant: str | None = option(
+        None, "File variant of the weights, such as `fp16`.", "权重文件的变体，例如 `fp16`。", level="advanced"
+    )
+    tokenizer_max_length: int = option(
+        128,
+        "Text tokens per prompt, in training and validation alike.",
+        "每条提示词的文本 token 数，训练与验证相同。",
+        ge=8,
+        le=512,
+        unit="tokens",
+        level="advanced",
+    )
+    ltx_positions: Literal["auto", "plain", "causal"] = option(
+        "auto",
+        "Time positions of latent frames: `plain` up to 0.9.1, `causal` from 0.9.5; `auto` follows the release.",
+        "潜变量帧的时间位置：0.9.1 及以前为 `plain`，0.9.5 起为 `causal`；`auto` 跟随模型版本。",
+        level="expert",
+    )
+    attention_mechanism: Literal["diffusers"] = option(
+        "diffusers",
+        "Attention kernel; `diffusers` is PyTorch's own.",
+        "注意力内核；`diffusers` 即 PyTorch 自带实现。",
+        guide=True,
+        planned_values={kernel: f"the attention kernel '{kernel}'" for kernel in KERNELS},
+    )
+    sageattention_usage: Literal["inference"] = option(
+        "inference",
+        "Where SageAttention is used; it has no gradient, so only inference makes sense.",
+        "SageAttention 的使用位置；它没有梯度，因此只适用于推理。",
+        level="expert",
+        planned_values=dict.fromkeys(("training", "training+inference"), "SageAttention"),
+    )
+    sla_config: Any = option(None, "Settings of the SLA kernel.", "SLA 内核的设置。", level="expert",
+                             planned="the attention kernel 'sla'")  # fmt: skip
+    delete_model_after_load: bool = option(
+        False, "Remove downloaded weights from the Hub cache once they are loaded.",
+        "加载后从 Hub 缓存删除已下载的权重。",
+        level="expert", planned="removing downloaded weights after loading",
+    )  # fmt: skip
+    trust_remote_code: bool = option(
+        False, "Run code that comes with a checkpoint.", "运行检查点自带的代码。", level="expert",
+        refused="LTX-Video needs no code from its repository, and running such code is a risk",
+    )  # fmt: skip
+    i_know_what_i_am_doing: bool = option(
+        False, "Lift safety stops.", "解除安全限制。", level="expert",
+        accepted_note="this trainer has no safety stop that the option could lift",
+    )  # fmt: skip
+    ltx_train_mode: Literal["t2v"] = option(
+        "t2v", "Default of a data set's `is_i2v`.", "数据集 `is_i2v` 的默认值。", level="advanced",
+        planned_values={"i2v": "image-to-video training"},
+    )  # fmt: skip
+    ltx_i2v_prob: float = option(
+        0.1, "Chance that the first frame of an i2v sample is partly protected.", "i2v 样本首帧被部分保护的概率。",
+        ge=0, le=1, level="advanced", planned="image-to-video training", neutral=(0,),
+    )  # fmt: skip
+    ltx_partial_noise_fraction: float = option(
+        0.05, "Upper bound of the noise taken away from a partly protected first frame.",
+        "部分保护首帧时减少噪声的上限。",
+        ge=0, le=1, level="expert", planned="image-to-video training",
+    )  # fmt: skip
+    ltx_protect_first_frame: bool = option(
+        False, "Give the first frame clean to every i2v sample.", "每个 i2v 样本都提供干净的首帧。",
+        level="advanced", planned="image-to-video training",
+    )  # fmt: skip

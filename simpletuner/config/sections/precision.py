@@ -1,0 +1,93 @@
+"""Number formats of the weights."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from simpletuner.config.option import Section, option
+
+QUANTIZED = "quantized weights"
+SDNQ = ("int8", "uint8", "int16", "uint16", "fp16", "fp8", "int6", "int5", "uint5", "uint4", "uint3", "uint2")
+LEVELS = (
+    "int8-quanto", "int4-quanto", "int2-quanto", "fp8uz-quanto", "int8-torchao", "int8dq-torchao",
+    "int8dq-int4-torchao", "fp8-torchao", "fp8wo-torchao", "fp8-int4-torchao", "int4-torchao", "fp8-native",
+    "fp8-transformerengine", "nf4-bnb", *(f"{kind}-sdnq" for kind in SDNQ),
+)  # fmt: skip
+FP8_QUANTO = (
+    "quantized weights (and `fp8-quanto` does not work with LTX-Video at all: choose fp8-torchao or int8-quanto)"
+)
+
+
+def _levels() -> dict[str, str]:
+    return {**{level: f"the quantization level '{level}'" for level in LEVELS}, "fp8-quanto": FP8_QUANTO}
+
+
+class PrecisionSection(Section):
+    mixed_precision: Literal["no", "bf16"] = option(
+        "bf16",
+        "Number format of the frozen weights and of the arithmetic; `no` is float32.",
+        "冻结权重与运算的数值格式；`no` 即 float32。",
+        guide=True,
+        planned_values={
+            "fp16": "fp16 arithmetic, whose narrow range LTX-Video's activations leave,",
+            "fp8": "fp8 arithmetic",
+        },
+    )
+    vae_dtype: Literal["default", "fp32", "fp16", "bf16"] = option(
+        "bf16",
+        "Number format of the autoencoder while encoding and decoding.",
+        "自编码器编码与解码时的数值格式。",
+    )
+    base_model_precision: Literal["no_change"] = option(
+        "no_change",
+        "How the frozen base model is stored; LTX-Video trains without quantization too.",
+        "冻结的基础模型的存储方式；LTX-Video 不量化也能训练。",
+        guide=True,
+        planned_values=_levels(),
+    )
+    base_model_default_dtype: Literal["bf16"] = option(
+        "bf16",
+        "Number format of those parts of a quantized base model that stay unquantized.",
+        "量化基础模型中未量化部分的数值格式。",
+        guide=True,
+        planned_values={"fp32": QUANTIZED},
+    )
+    text_encoder_1_precision: Literal["no_change"] = option(
+        "no_change",
+        "How the T5 text encoder is stored.",
+        "T5 文本编码器的存储方式。",
+        guide=True,
+        planned_values=_levels(),
+    )
+    text_encoder_2_precision: str = option(
+        "no_change", "LTX-Video has one text encoder.", "LTX-Video 只有一个文本编码器。", level="expert", guide=True,
+        accepted_note="LTX-Video has one text encoder, so this changes nothing",
+    )  # fmt: skip
+    text_encoder_3_precision: str = option(
+        "no_change", "LTX-Video has one text encoder.", "LTX-Video 只有一个文本编码器。", level="expert", guide=True,
+        accepted_note="LTX-Video has one text encoder, so this changes nothing",
+    )  # fmt: skip
+    text_encoder_4_precision: str = option(
+        "no_change", "LTX-Video has one text encoder.", "LTX-Video 只有一个文本编码器。", level="expert", guide=True,
+        accepted_note="LTX-Video has one text encoder, so this changes nothing",
+    )  # fmt: skip
+    quantize_via: Literal["cpu", "accelerator", "pipeline"] = option(
+        "cpu", "Where quantization runs; `cpu` is slower but has no memory peak.",
+        "量化在哪里进行；`cpu` 较慢但没有显存峰值。",
+        guide=True, accepted_note="nothing is quantized, so this changes nothing",
+    )  # fmt: skip
+    quantization_config: Any = option(
+        None, "Settings for `quantize_via: pipeline`.", "`quantize_via: pipeline` 的设置。", level="expert",
+        planned=QUANTIZED,
+    )  # fmt: skip
+    quantize_activations: bool = option(
+        False, "Quantize activations too.", "同时量化激活值。", level="expert", planned=QUANTIZED
+    )
+    gradient_precision: Literal["unmodified", "fp32"] | None = option(
+        None, "Number format in which gradients are added up.", "累加梯度时的数值格式。", level="expert",
+        accepted_note="the optimizer decides: adapter weights and their gradients are kept in its own format",
+    )  # fmt: skip
+    disable_tf32: bool = option(
+        False, "Switch TF32 arithmetic off on CUDA devices.", "在 CUDA 设备上关闭 TF32。", level="advanced",
+        planned="switching TF32 off",
+    )  # fmt: skip

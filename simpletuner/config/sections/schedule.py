@@ -1,0 +1,107 @@
+"""How long, how much at once, and at which learning rate."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from simpletuner.config.option import Section, option
+
+TEXT_FROZEN = "LTX-Video's text encoder stays frozen"
+OWN_SCALE = "scaling the learning rate by the batch size"
+
+
+class ScheduleSection(Section):
+    seed: int = option(42, "Seed of every random draw of the run.", "本次运行所有随机数的种子。", ge=0, guide=True)
+    max_train_steps: int = option(
+        0,
+        "Optimizer steps to train; 0 means that epochs decide.",
+        "训练的优化器步数；0 表示由轮数决定。",
+        ge=0,
+        unit="steps",
+        guide=True,
+    )
+    num_train_epochs: int = option(
+        0,
+        "Epochs to train; 0 means that steps decide.",
+        "训练轮数；0 表示由步数决定。",
+        ge=0,
+        unit="epochs",
+        guide=True,
+    )
+    ignore_final_epochs: bool = option(
+        False,
+        "With both limits given, let `max_train_steps` decide and go on past `num_train_epochs`.",
+        "两个限制都给出时由 `max_train_steps` 决定，超过 `num_train_epochs` 也继续。",
+        guide=True,
+        level="advanced",
+    )
+    strict_epoch_limit: bool = option(
+        False, "Stop at the epoch limit even if steps remain.",
+        "到达轮数限制即停止，即使仍有剩余步数。", level="advanced",
+        planned="stopping at whichever limit comes first (give only num_train_epochs)",
+        excludes=("ignore_final_epochs",),
+    )  # fmt: skip
+    train_batch_size: int = option(1, "Clips in one forward pass.", "一次前向的视频数。", ge=1, guide=True)
+    gradient_accumulation_steps: int = option(
+        1, "Forward passes per optimizer step.", "每个优化器步的前向次数。", ge=1, guide=True
+    )
+    learning_rate: float = option(1e-4, "Learning rate of the plateau.", "平台期的学习率。", gt=0, le=10, guide=True)
+    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"] = option(
+        "constant_with_warmup",
+        "Course of the learning rate.",
+        "学习率曲线。",
+        guide=True,
+        value_aliases={"cosine_with_warmup": "cosine"},
+        planned_values={
+            "sine": "the schedule 'sine'",
+            "cosine_with_restarts": "the schedule 'cosine_with_restarts'",
+        },
+    )
+    lr_warmup_steps: int = option(
+        0, "Steps from zero to the full learning rate.", "学习率从零升到最大值的步数。", ge=0, unit="steps", guide=True
+    )
+    lr_end: float = option(
+        4e-7,
+        "Learning rate at the end of a decaying schedule.",
+        "衰减曲线结束时的学习率。",
+        ge=0,
+    )
+    lr_power: float = option(0.8, "Exponent of the polynomial schedule.", "多项式曲线的指数。", gt=0, level="advanced")
+    lr_num_cycles: int = option(
+        1, "Cycles of a schedule with restarts.", "带重启曲线的周期数。", ge=1, level="expert",
+        planned="a schedule with restarts",
+    )  # fmt: skip
+    lr_scale: bool = option(
+        False, "Multiply the learning rate by the effective batch size.", "学习率乘以有效批大小。", level="advanced",
+        planned=OWN_SCALE,
+    )  # fmt: skip
+    lr_scale_sqrt: bool = option(
+        False, "Multiply by the square root of the effective batch size.",
+        "学习率乘以有效批大小的平方根。", level="expert",
+        planned=OWN_SCALE,
+    )  # fmt: skip
+    seed_for_each_device: bool = option(
+        True, "Give each process its own seed.", "每个进程使用各自的种子。", level="expert",
+        accepted_note="random draws are keyed by the running number of the sample, whatever process makes them",
+    )  # fmt: skip
+    train_text_encoder: bool = option(
+        False, "Train the text encoder too.", "同时训练文本编码器。", level="expert", refused=TEXT_FROZEN
+    )
+    text_encoder_lr: float | None = option(
+        None, "Learning rate of the text encoder.", "文本编码器的学习率。", ge=0, level="expert", refused=TEXT_FROZEN
+    )
+    text_encoder_limit: int | None = option(
+        None, "Steps for which the text encoder trains.", "文本编码器训练的步数。", ge=0, level="expert",
+        refused=TEXT_FROZEN,
+    )  # fmt: skip
+    freeze_encoder_strategy: str | None = option(
+        None,
+        "Which text encoder layers stay frozen.",
+        "文本编码器中保持冻结的层。",
+        level="expert",
+        refused=TEXT_FROZEN,
+    )
+    layer_freeze_strategy: str | None = option(
+        None, "Which layers stay frozen.", "保持冻结的层。", level="expert",
+        refused="it belongs to another model family; use peft_lora_target_modules to choose layers",
+    )  # fmt: skip

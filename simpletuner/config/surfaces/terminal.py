@@ -1,0 +1,71 @@
+"""One option's page, and the list of all, as plain lines for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from simpletuner.config.surfaces.docs import default_text, marks
+from simpletuner.config.table import HEADINGS, OptionSpec, dataset_tables, option_table
+
+
+def describe_option(spec: OptionSpec, setting: str = "") -> Iterator[str]:
+    """The page of one option; `setting` tells what it is set to now, and by whom."""
+    facts = spec.facts
+    yield f"{spec.name}{marks(spec)}   ({HEADINGS[spec.section][0]}, {facts.level})"
+    yield f"  {facts.help}"
+    yield f"  {facts.zh}"
+    yield f"  Value: {', '.join(filter(None, (spec.type_text, spec.range_text)))} {facts.unit}".rstrip()
+    yield f"  Default: {default_text(spec).strip('`') or 'not given'}"
+    if setting:
+        yield f"  Now: {setting}"
+    if facts.aliases:
+        yield f"  Also known as: {', '.join(facts.aliases)}"
+    if facts.excludes:
+        yield f"  Not together with: {', '.join(facts.excludes)}"
+    if facts.planned:
+        yield f"  Not built yet: {facts.planned}. Values that would need it are refused."
+    if facts.refused:
+        yield f"  Refused: {facts.refused}."
+    if facts.accepted_note:
+        yield f"  Accepted, but {facts.accepted_note}."
+    if facts.planned_values:
+        yield f"  Known, not built yet: {', '.join(str(word) for word in facts.planned_values)}"
+    related = related_options(spec)
+    if related:
+        yield f"  Related: {', '.join(related)}"
+
+
+def related_options(spec: OptionSpec, limit: int = 8) -> list[str]:
+    """Options of the same section that share a word of their name."""
+    words = {word for word in spec.name.split("_") if len(word) > 2}
+    scored = [
+        (len(words.intersection(other.name.split("_"))), other.name)
+        for other in option_table().values()
+        if other.section == spec.section and other.name != spec.name
+    ]
+    return [name for score, name in sorted(scored, key=lambda pair: -pair[0]) if score][:limit]
+
+
+def list_options(*, everything: bool) -> Iterator[str]:
+    """All options by section, one line each; without `everything` only those that work today."""
+    section = ""
+    for spec in option_table().values():
+        if not everything and (spec.facts.planned or spec.facts.refused or spec.facts.accepted_note):
+            continue
+        if spec.section != section:
+            section = spec.section
+            yield ""
+            yield HEADINGS[section][0]
+        yield f"  {spec.name:<42} {default_text(spec).strip('`'):<22.22} {spec.facts.help}"
+
+
+def find_option(name: str) -> OptionSpec | None:
+    """The row of an option or of a key of the data set file ("video.num_frames" or "num_frames")."""
+    if name in option_table():
+        return option_table()[name]
+    block, _, key = name.rpartition(".")
+    tables = dataset_tables()
+    for kind in [block] if block in tables else tables:
+        if key in tables[kind]:
+            return tables[kind][key]
+    return None

@@ -1,0 +1,191 @@
+"""The only place that writes files which must survive a crash.
+
+Everything durable goes through here: write under a staging name on the same file system, flush to
+the disk, rename to the final name, flush the folder. A reader never sees a half-written file, and
+whatever a killed process leaves behind carries a staging or trash name that `sweep` removes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from simpletuner.core.errors import ExitCode, UserError
+
+STAGING = ".staging-"
+TRASH = ".trash-"
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Put `data` at `path` so that readers see the old content or the new, never a part.
+
+    Raises:
+        UserError: If the disk is full or the folder cannot be written (exit code 6).
+    """
+    payload = data.encode("utf-8") if isinstance(data, str) else data
+    with staged_file(path) as staging:
+        staging.write_bytes(payload)
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """Write `value` as readable JSON through `write_atomic`."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def staged_file(path: Path) -> Iterator[Path]:
+    """Lend a staging path to fill; commit it to `path` on success, drop it on any exception."""
+    with told_as_user_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = path.parent / f"{STAGING}{uuid.uuid4().hex}"
+        try:
+            yield staging
+            flush_file(staging)
+            staging.replace(path)
+            flush_folder(path.parent)
+        finally:
+            staging.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def staged_folder(path: Path) -> Iterator[Path]:
+    """Lend a staging folder to fill; on success it becomes `path`, on an exception it goes.
+
+    An existing folder at `path` is deleted only after the new one stands in its place.
+    """
+    with told_as_user_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = path.parent / f"{STAGING}{uuid.uuid4().hex}"
+        staging.mkdir()
+        try:
+            yield staging
+            for folder, _, names in os.walk(staging):
+                for name in names:
+                    flush_file(Path(folder) / name)
+                flush_folder(Path(folder))
+            replaced = _set_aside(path) if path.exists() else None
+            staging.replace(path)
+            flush_folder(path.parent)
+            if replaced is not None:
+                _delete(replaced)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def retire(path: Path) -> None:
+    """Remove a folder or file: rename it out of sight first, so that no half of it is ever offered."""
+    _delete(_set_aside(path))
+
+
+def _set_aside(path: Path) -> Path:
+    trash = path.parent / f"{TRASH}{uuid.uuid4().hex}"
+    path.replace(trash)
+    return trash
+
+
+def _delete(trash: Path) -> None:
+    if trash.is_dir():
+        shutil.rmtree(trash, ignore_errors=True)
+    else:
+        trash.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, *, min_age_seconds: float = 0.0, except_below: Iterable[Path] = ()) -> int:
+    """Remove what a killed process left in `folder`, sub-folders included; returns how many.
+
+    Call it only where no other process is writing, or with a `min_age_seconds` that no live
+    process needs for one file. Folders in `except_below` are left alone with all they hold.
+    """
+    newest = time.time() - min_age_seconds
+    spared = {path.resolve() for path in except_below}
+    litter = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if (Path(parent) / name).resolve() not in spared]
+        found = [Path(parent) / name for name in [*folders, *files] if name.startswith((STAGING, TRASH))]
+        litter += [path for path in found if min_age_seconds <= 0 or _changed_before(path, newest)]
+    for path in litter:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return len(litter)
+
+
+def _changed_before(path: Path, moment: float) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_mtime < moment
+    return False
+
+
+def ensure_writable(folder: Path, purpose: str) -> None:
+    """Create `folder` and prove that it can be written.
+
+    Raises:
+        UserError: If it cannot, naming the folder and the `purpose` it was wanted for.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f"{STAGING}{uuid.uuid4().hex}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"{purpose} '{folder}' cannot be written ({error.strerror or error})",
+            "The run must be able to save what it makes",
+            "Choose another folder, or correct its permissions",
+        ) from error
+
+
+@contextlib.contextmanager
+def told_as_user_error(path: Path) -> Iterator[None]:
+    """Turn a full or forbidden disk into a `UserError` that names `path` and the space left."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"no space left on the disk while writing '{path}' ({_free_space(path)} free)",
+                "Nothing that was complete is lost: finished files stay and are used again",
+                "Free some space and start the same command again",
+                exit_code=ExitCode.DISK,
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UserError(
+                f"'{path}' cannot be written ({error.strerror})",
+                "The folder must allow writing",
+                "Choose another folder, or correct its permissions",
+                exit_code=ExitCode.DISK,
+            ) from error
+        raise
+
+
+def flush_file(path: Path) -> None:
+    """Ask the system to put the content of `path` on the disk."""
+    with path.open("rb+") as handle:
+        os.fsync(handle.fileno())
+
+
+def flush_folder(path: Path) -> None:
+    """Ask the system to put the names in `path` on the disk; Windows offers no such call."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _free_space(path: Path) -> str:
+    folder = path if path.is_dir() else path.parent
+    with contextlib.suppress(OSError):
+        return f"{shutil.disk_usage(folder).free / 1e9:.2f} GB"
+    return "an unknown amount"

@@ -1,0 +1,267 @@
+"""Decodes exactly the planned frames of a file: seek, decode, scale, turn, cut.
+
+Only the picture on show and the frames asked for are in memory, however long the file is. Which
+moments and which window are taken was decided in `geometry.py`; encoding to latents comes next
+(`caching/latents.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from av.error import FFmpegError
+from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from simpletuner.data.probe import UnusableMedia, open_clip
+from simpletuner.data.sample import CropPlan, Sample
+
+Frames = NDArray[np.uint8]
+
+# Containers whose seek finds a true key frame; others (gif) are read from their beginning.
+SEEKABLE = ("mov", "matroska", "avi")
+# Several clips are decoded at once; each with a thread per core would only fill memory with frames.
+DECODER_THREADS = 2
+# A key frame may be shown later than where its index says (reordering); then ask for an earlier one.
+SEEK_MARGINS_SECONDS = (0.5, 5.0)
+# Filters of the scaler cover 6 source pixels times the ratio and may not have more than 256 taps.
+LARGEST_SCALER_RATIO = 16
+SCALER = (
+    Interpolation.LANCZOS | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
+)
+# Untagged YUV: players take BT.709 from this height up and BT.601 below.
+HD_HEIGHT = 720
+UNTAGGED_COLORSPACES = (2, 3)  # ITU-T H.273: unspecified, reserved
+TRANSPARENT_SHOWN_ON = (255, 255, 255)
+
+
+class _SeekTooLateError(Exception):
+    """The picture found by seeking comes after the wanted moment."""
+
+
+def decode_sample(root: Path, sample: Sample) -> Frames:
+    """All planned frames of `sample` below the folder `root`: uint8 [F, H, W, 3], RGB.
+
+    Raises:
+        UnusableMedia: If the file is damaged, changed, or has fewer frames than its header promised.
+    """
+    return decode_frames(root, sample, range(sample.frames.num_frames))
+
+
+def decode_frames(root: Path, sample: Sample, indices: Sequence[int]) -> Frames:
+    """The planned frames number `indices` (ascending, from 0) of `sample`: uint8 [len(indices), H, W, 3]."""
+    path = root / sample.path
+    _refuse_changed(path, sample)
+    if sample.info.kind == "image":
+        return np.stack([_decode_image(path, sample.crop)] * len(indices))
+    try:
+        for margin in SEEK_MARGINS_SECONDS:
+            try:
+                return _decode_clip(path, sample, indices, sample.frames.start_seconds - margin)
+            except _SeekTooLateError:
+                continue
+        return _decode_clip(path, sample, indices, 0.0)
+    except FFmpegError as error:
+        raise UnusableMedia(f"damaged: the pictures cannot be decoded ({error.strerror})") from error
+
+
+def frames_to_pixels(frames: Frames) -> Tensor:
+    """Frames uint8 [F, H, W, 3] -> pixels float32 [3, F, H, W] in [-1, 1]: 0 is -1 and 255 is +1."""
+    # One pass over a fresh tensor: permuting views would leave the layout of the frames in it.
+    pixels = torch.empty((3, *frames.shape[:3]), dtype=torch.float32)
+    pixels.copy_(torch.from_numpy(frames).permute(3, 0, 1, 2))
+    return pixels.div_(127.5).sub_(1.0)
+
+
+def _refuse_changed(path: Path, sample: Sample) -> None:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UnusableMedia(f"cannot be reached any more ({error.strerror or error})") from error
+    if (status.st_size, status.st_mtime_ns) != (sample.info.size_bytes, sample.info.modified_ns):
+        raise UnusableMedia("the file has changed since it was scanned; start again to use its new content")
+
+
+# Clips ------------------------------------------------------------------------------------------
+
+
+def _decode_clip(path: Path, sample: Sample, indices: Sequence[int], seek_seconds: float) -> Frames:
+    plan, info = sample.frames, sample.info
+    # A trained frame is the picture on show in the middle of its time: time stamps rounded to
+    # milliseconds cannot move it to a neighbour, and a clip at its own rate gives each frame once.
+    half = 0.5 / max(info.frame_rate, plan.frame_rate)
+    moments = [plan.start_seconds + index / plan.frame_rate + half for index in indices]
+    frames = np.empty((len(moments), sample.crop.height, sample.crop.width, 3), dtype=np.uint8)
+    with open_clip(path) as (container, stream):
+        stream.thread_type = "AUTO"
+        stream.codec_context.thread_count = DECODER_THREADS
+        filled, end = _fill(
+            frames,
+            moments,
+            _timed_frames(container, stream, seek_seconds, info.frame_rate),
+            _FrameCutter(sample.crop),
+            half / 2,
+        )
+    if filled < len(moments):
+        raise UnusableMedia(
+            f"declares {info.num_frames} frames ({info.duration_seconds:.2f} s), but its pictures end at {end:.2f} s: "
+            f"{filled} of {len(moments)} planned frames could be decoded"
+        )
+    return frames
+
+
+def _fill(
+    frames: Frames,
+    moments: Sequence[float],
+    timed: Iterator[tuple[float, float, Any]],
+    cutter: _FrameCutter,
+    slack: float,
+) -> tuple[int, float]:
+    """Write the picture on show at each moment; gives how many were written and when the pictures end."""
+    filled, end, held = 0, 0.0, None
+    for start, stop, frame in timed:
+        if held is None and start > moments[0]:
+            raise _SeekTooLateError
+        filled = _write_held(frames, moments, filled, held, cutter, before=start)
+        if filled == len(moments):
+            return filled, start
+        held, end = frame, stop
+    return _write_held(frames, moments, filled, held, cutter, before=end + slack), end
+
+
+def _write_held(
+    frames: Frames, moments: Sequence[float], filled: int, held: Any, cutter: _FrameCutter, *, before: float
+) -> int:
+    """Write `held` for every moment earlier than `before`; its picture is converted only once."""
+    first = filled
+    while held is not None and filled < len(moments) and moments[filled] < before:
+        frames[filled] = cutter.cut(held) if filled == first else frames[first]
+        filled += 1
+    return filled
+
+
+def _timed_frames(
+    container: Any, stream: Any, seek_seconds: float, frame_rate: float
+) -> Iterator[tuple[float, float, Any]]:
+    """Decoded pictures with the seconds, from the clip's first picture, at which each begins and ends."""
+    tick = float(stream.time_base)
+    zero = None
+    if seek_seconds > 0 and any(name in container.format.name for name in SEEKABLE):
+        zero = stream.start_time or 0
+        container.seek(zero + math.floor(seek_seconds / tick), stream=stream, backward=True)
+    expected = 0
+    for frame in container.decode(stream):
+        stamp = frame.pts if frame.pts is not None else expected
+        zero = stamp if zero is None else zero
+        length = frame.duration or round(1 / (frame_rate * tick))
+        expected = stamp + length
+        yield (stamp - zero) * tick, (expected - zero) * tick, frame
+
+
+# Pictures ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Orientation:
+    """How a stored picture is turned and mirrored to be shown."""
+
+    swaps_axes: bool = False
+    flips_columns: bool = False
+    flips_rows: bool = False
+
+    def apply(self, picture: Frames) -> Frames:
+        if self.swaps_axes:
+            picture = picture.swapaxes(0, 1)
+        rows = slice(None, None, -1) if self.flips_rows else slice(None)
+        columns = slice(None, None, -1) if self.flips_columns else slice(None)
+        return picture[rows, columns]
+
+
+def _orientation(frame: Any) -> _Orientation:
+    """Read the display matrix [a b u; c d v; x y w]: a stored point (x, y) is shown at (ax + cy, bx + dy)."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return _Orientation()
+    a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), dtype=np.int32).tolist()
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return _Orientation(False, a < 0, d < 0)
+    return _Orientation(True, c < 0, b < 0)
+
+
+class _FrameCutter:
+    """Scales, turns and cuts the frames of one clip; keeps the scaler's tables between frames."""
+
+    def __init__(self, crop: CropPlan) -> None:
+        self._crop = crop
+        self._reformatter = VideoReformatter()
+
+    def cut(self, frame: Any) -> Frames:
+        """Window uint8 [H, W, 3] of a decoded frame."""
+        orientation = _orientation(frame)
+        width, height = self._crop.scaled_width, self._crop.scaled_height
+        if orientation.swaps_axes:
+            width, height = height, width
+        ratio = max(frame.width / width, frame.height / height)
+        if _is_plain_yuv(frame) and ratio <= LARGEST_SCALER_RATIO:
+            scaled: Frames = self._to_rgb(frame, width, height).to_ndarray()
+        else:
+            scaled = _resize(_picture_of(frame), width, height)
+        return _window(orientation.apply(scaled), self._crop)
+
+    def _to_rgb(self, frame: Any, width: int, height: int) -> Any:
+        untagged = frame.colorspace in UNTAGGED_COLORSPACES
+        guess = Colorspace.ITU709 if frame.height >= HD_HEIGHT else Colorspace.ITU601
+        return self._reformatter.reformat(
+            frame,
+            width=width,
+            height=height,
+            format="rgb24",
+            interpolation=SCALER,
+            src_colorspace=guess if untagged else None,
+            dst_color_range="JPEG",
+            threads=1,
+        )
+
+
+def _is_plain_yuv(frame: Any) -> bool:
+    components = frame.format.components
+    return not frame.format.is_rgb and not frame.format.has_palette and len(components) == 3
+
+
+def _picture_of(frame: Any) -> Image.Image:
+    """Any frame as an RGB picture at its own size, transparency shown on white."""
+    has_alpha = any(component.is_alpha for component in frame.format.components) or frame.format.has_palette
+    array = frame.to_ndarray(format="rgba" if has_alpha else "rgb24")
+    return _flatten(Image.fromarray(array))
+
+
+def _flatten(picture: Image.Image) -> Image.Image:
+    if picture.has_transparency_data:
+        ground = Image.new("RGBA", picture.size, TRANSPARENT_SHOWN_ON)
+        return Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _resize(picture: Image.Image, width: int, height: int) -> Frames:
+    return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
+
+
+def _window(scaled: Frames, crop: CropPlan) -> Frames:
+    return scaled[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+
+
+def _decode_image(path: Path, crop: CropPlan) -> Frames:
+    try:
+        with Image.open(path) as image:
+            picture = _flatten(ImageOps.exif_transpose(image))
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow's readers report damage by all three
+        raise UnusableMedia(f"damaged: the picture cannot be decoded ({error})") from error
+    return _window(_resize(picture, crop.scaled_width, crop.scaled_height), crop)

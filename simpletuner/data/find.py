@@ -1,0 +1,342 @@
+"""From folders to samples: list files, read headers, find captions, plan frames and crops.
+
+Every file that is not trained is reported with its reason; nothing is decoded beyond the first
+picture, no file is ever changed, and no weights are needed. Next stop: `buckets.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import lcm
+from pathlib import Path
+
+from simpletuner.config.dataset import ClipDataset
+from simpletuner.core.errors import Problem, UserError
+from simpletuner.data.captions import find_captions
+from simpletuner.data.geometry import (
+    Raster,
+    align,
+    edge_of_area,
+    frames_8k1,
+    megapixels_of,
+    plan_crop,
+    plan_frames,
+    requested_frames,
+)
+from simpletuner.data.probe import IMAGE_EXTENSIONS, probe_all
+from simpletuner.data.sample import LeftOut, MediaInfo, Sample, Unfit
+from simpletuner.events.types import Event
+
+VIDEO_EXTENSIONS = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".gif", ".m4v"})
+UNFINISHED_EXTENSIONS = frozenset({".part", ".crdownload", ".tmp", ".download"})
+EXTENSIONS = {"video": VIDEO_EXTENSIONS, "image": IMAGE_EXTENSIONS}
+REASONS_SHOWN = 8  # kinds of reasons in the message about a data set without samples
+
+
+@dataclass(frozen=True)
+class FoundSamples:
+    """What the data sets hold.
+
+    Attributes:
+        samples: Everything that is trained, in the order of the data sets and of their paths.
+        left_out: Every file that is not, with its reason.
+        notes: Sentences for the story before step 1: what was rounded, resampled or ignored.
+    """
+
+    samples: tuple[Sample, ...]
+    left_out: tuple[LeftOut, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Media files below one folder.
+
+    Attributes:
+        paths: Paths below the folder with forward slashes, sorted.
+        unnameable: Files whose name is not UTF-8, with the bytes written out.
+        ignored: How many files of each ignored kind were passed over.
+    """
+
+    paths: tuple[str, ...]
+    unnameable: tuple[str, ...]
+    ignored: Mapping[str, int] = field(default_factory=dict)
+
+
+def find_samples(
+    datasets: Sequence[ClipDataset], grid: Raster, *, workers: int, emit: Callable[[Event], None]
+) -> FoundSamples:
+    """Find what can be trained in `datasets`.
+
+    Args:
+        datasets: Entries with all defaults filled in.
+        grid: The model family's raster; sizes become multiples of `spatial`, counts temporal * k + 1.
+        workers: Threads that read headers.
+        emit: Receives the progress events of the stage "probe".
+    Raises:
+        UserError: If a folder is missing or cannot be listed, or a data set has no usable file.
+    """
+    listings = _list_all(datasets)
+    files = {
+        Path(dataset.instance_data_dir) / path: None for dataset in datasets for path in listings[dataset.id].paths
+    }
+    media = probe_all(tuple(files), workers=workers, emit=emit)
+    samples: list[Sample] = []
+    left_out: list[LeftOut] = []
+    notes: list[str] = []
+    problems: list[Problem] = []
+    for dataset in datasets:
+        listing = listings[dataset.id]
+        kept, dropped = _plan_dataset(dataset, listing, media, grid)
+        if not kept:
+            problems.append(_no_samples(dataset, listing, dropped))
+        samples += kept
+        left_out += dropped
+        notes += _notes_on(dataset, listing, kept, grid)
+    if problems:
+        raise UserError.of(problems)
+    return FoundSamples(tuple(samples), tuple(left_out), tuple(notes))
+
+
+# Listing ----------------------------------------------------------------------------------------
+
+
+def _list_all(datasets: Sequence[ClipDataset]) -> dict[str, Listing]:
+    listings: dict[str, Listing] = {}
+    problems: list[Problem] = []
+    for dataset in datasets:
+        try:
+            _check_settings(dataset)
+            listings[dataset.id] = list_media(Path(dataset.instance_data_dir), dataset)
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError.of(problems)
+    return listings
+
+
+def _check_settings(dataset: ClipDataset) -> None:
+    if dataset.crop and dataset.crop_aspect in ("closest", "random") and not dataset.crop_aspect_buckets:
+        raise UserError(
+            f"data set '{dataset.id}' has crop_aspect '{dataset.crop_aspect}' but no crop_aspect_buckets",
+            "The shapes to choose from must be listed",
+            'Add for example "crop_aspect_buckets": [0.75, 1.0, 1.33]',
+        )
+
+
+def list_media(folder: Path, dataset: ClipDataset) -> Listing:
+    """List the clips (or pictures) below `folder`, links followed once, hidden and unfinished files ignored.
+
+    Raises:
+        UserError: If the folder is missing or cannot be listed.
+    """
+    if not folder.is_dir():
+        raise UserError(
+            f"data set '{dataset.id}': the folder '{folder}' does not exist",
+            "instance_data_dir must be a folder of clips",
+            f"Create it, or correct instance_data_dir (looked up from '{Path.cwd()}')",
+        )
+    paths: list[str] = []
+    unnameable: list[str] = []
+    ignored: Counter[str] = Counter()
+    visited: set[tuple[int, int]] = set()
+    for parent, folders, names in os.walk(folder, onerror=_refuse_unreadable(dataset), followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if _was_visited(Path(parent), visited):  # a link that leads back up, or a second way to one folder
+            folders.clear()
+            ignored["linked folders already listed"] += 1
+            continue
+        for name in sorted(names):
+            kind = _ignored_kind(name, dataset)
+            if kind is not None:
+                ignored.update([kind] if kind else [])
+                continue
+            path = (Path(parent) / name).relative_to(folder).as_posix()
+            (paths if _is_utf8(path) else unnameable).append(path)
+    return Listing(tuple(sorted(paths)), tuple(_escaped(path) for path in sorted(unnameable)), dict(ignored))
+
+
+def _refuse_unreadable(dataset: ClipDataset) -> Callable[[OSError], None]:
+    def refuse(error: OSError) -> None:
+        raise UserError(
+            f"data set '{dataset.id}': the folder '{error.filename}' cannot be listed ({error.strerror})",
+            "All sub-folders of a data set must be readable, or clips would be missing without a word",
+            "Correct its permissions, or move it out of the data set",
+        ) from error
+
+    return refuse
+
+
+def _was_visited(folder: Path, visited: set[tuple[int, int]]) -> bool:
+    status = folder.stat()
+    identity = (status.st_dev, status.st_ino)
+    if identity in visited:
+        return True
+    visited.add(identity)
+    return False
+
+
+def _ignored_kind(name: str, dataset: ClipDataset) -> str | None:
+    """Why a file is passed over: None if it is not, an empty text if it is no media file at all."""
+    if name.startswith("."):
+        return "hidden files"
+    extension = Path(name).suffix.lower()
+    if extension in UNFINISHED_EXTENSIONS:
+        return f"unfinished downloads ({extension})"
+    if extension in EXTENSIONS[dataset.dataset_type]:
+        return None
+    other = "image" if dataset.dataset_type == "video" else "video"
+    return f"{other} files" if extension in EXTENSIONS[other] else ""
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _escaped(path: str) -> str:
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+# Planning ---------------------------------------------------------------------------------------
+
+
+def _plan_dataset(
+    dataset: ClipDataset, listing: Listing, media: Mapping[Path, MediaInfo | Unfit], grid: Raster
+) -> tuple[list[Sample], list[LeftOut]]:
+    samples: list[Sample] = []
+    left_out = [LeftOut(dataset.id, path, "the file name is not UTF-8; rename it") for path in listing.unnameable]
+    root = Path(dataset.instance_data_dir)
+    for path in listing.paths:
+        try:
+            samples.append(_plan_sample(dataset, path, root, media[root / path], grid))
+        except Unfit as unfit:
+            left_out.append(LeftOut(dataset.id, path, unfit.reason))
+    return samples, left_out
+
+
+def _plan_sample(dataset: ClipDataset, path: str, root: Path, info: MediaInfo | Unfit, grid: Raster) -> Sample:
+    if isinstance(info, Unfit):
+        raise info
+    if info.kind != dataset.dataset_type:
+        shown = {"video": "a clip", "image": "a still picture"}
+        raise Unfit(f"{shown[info.kind]} in a data set with dataset_type '{dataset.dataset_type}'")
+    name = f"{dataset.id}/{path}"
+    alignment = lcm(dataset.aspect_bucket_alignment, grid.spatial)
+    return Sample(
+        dataset=dataset.id,
+        path=path,
+        info=info,
+        frames=plan_frames(info, dataset, grid.temporal, name),
+        crop=plan_crop(info.width, info.height, dataset, alignment, name),
+        captions=find_captions(root / path, dataset),
+        repeats=dataset.repeats + 1,
+    )
+
+
+def _no_samples(dataset: ClipDataset, listing: Listing, left_out: Sequence[LeftOut]) -> Problem:
+    total = len(listing.paths) + len(listing.unnameable)
+    if not total:
+        wanted = " ".join(sorted(EXTENSIONS[dataset.dataset_type]))
+        passed_over = ", ".join(f"{count} {kind}" for kind, count in listing.ignored.items())
+        return Problem(
+            f"dataset '{dataset.id}': no samples detected in dataset. "
+            f"The folder '{dataset.instance_data_dir}' holds no {dataset.dataset_type} files"
+            + (f" ({passed_over} ignored)" if passed_over else ""),
+            f"A {dataset.dataset_type} data set looks for {wanted}, sub-folders included",
+            "Put files there, or correct instance_data_dir or dataset_type",
+        )
+    return Problem(
+        f"dataset '{dataset.id}': no samples detected in dataset. {total} files, 0 usable: "
+        + "; ".join(summarize_reasons(left_out)),
+        "At least one file must be usable",
+        "Mend the files, or relax the limit that leaves them out (video.min_frames, minimum_image_size, …)",
+    )
+
+
+def summarize_reasons(left_out: Sequence[LeftOut]) -> tuple[str, ...]:
+    """One line per kind of reason, most frequent first: how many files, one of them, its reason."""
+    groups: dict[str, list[LeftOut]] = {}
+    for item in left_out:
+        kind = re.sub(r"'[^']*'|[\d.]+", "#", item.reason)
+        groups.setdefault(kind, []).append(item)
+    ordered = sorted(groups.values(), key=len, reverse=True)
+    lines = [
+        f"{items[0].path}: {items[0].reason}"
+        if len(items) == 1
+        else f"{len(items)} files such as {items[0].path}: {items[0].reason}"
+        for items in ordered[:REASONS_SHOWN]
+    ]
+    rest = sum(len(items) for items in ordered[REASONS_SHOWN:])
+    return (*lines, f"and {rest} more") if rest else tuple(lines)
+
+
+# Notes ------------------------------------------------------------------------------------------
+
+
+def _notes_on(dataset: ClipDataset, listing: Listing, samples: Sequence[Sample], grid: Raster) -> list[str]:
+    notes = [_note_on_size(dataset, grid), _note_on_count(dataset, grid), *_notes_on_speed(samples)]
+    enlarged = [sample for sample in samples if _enlargement(sample) > 1.01]
+    if enlarged:
+        most = max(enlarged, key=_enlargement)
+        notes.append(f"{len(enlarged)} files are enlarged, most of all {most.path} ({_enlargement(most):.2g}×)")
+    if listing.ignored:
+        notes.append("ignored: " + ", ".join(f"{count} {kind}" for kind, count in sorted(listing.ignored.items())))
+    return [f"{dataset.id}: {note}" for note in notes if note]
+
+
+def _enlargement(sample: Sample) -> float:
+    return max(sample.crop.scaled_width / sample.info.width, sample.crop.scaled_height / sample.info.height)
+
+
+def _note_on_size(dataset: ClipDataset, grid: Raster) -> str:
+    alignment = lcm(dataset.aspect_bucket_alignment, grid.spatial)
+    edge = (
+        int(dataset.resolution)
+        if dataset.resolution_type == "pixel"
+        else edge_of_area(megapixels_of(dataset.resolution, dataset.resolution_type))
+    )
+    aligned = align(edge, alignment)
+    if aligned == edge:
+        return ""
+    return (
+        f"resolution {dataset.resolution:g} ({dataset.resolution_type}) is an edge of {edge} px, trained as {aligned} "
+        f"(multiples of {alignment})"
+    )
+
+
+def _note_on_count(dataset: ClipDataset, grid: Raster) -> str:
+    wanted = requested_frames(dataset, grid.temporal)
+    if dataset.dataset_type == "image" or wanted is None:
+        return ""
+    interval = dataset.video.frame_interval if dataset.video.bucket_strategy == "resolution_frames" else None
+    floored = interval * (wanted // interval) if interval else wanted
+    used = frames_8k1(max(1, floored), grid.temporal)
+    if used == wanted:
+        return ""
+    return f"{wanted} frames are trained as {used} (the model takes {grid.temporal}k+1)"
+
+
+def _notes_on_speed(samples: Sequence[Sample]) -> list[str]:
+    clips = [sample for sample in samples if sample.info.kind == "video"]
+    resampled = [clip for clip in clips if abs(clip.info.frame_rate / clip.frames.frame_rate - 1) > 0.01]
+    notes = []
+    if resampled:
+        rates = sorted({clip.info.frame_rate for clip in resampled})
+        slow = sum(rate < clip.frames.frame_rate for clip in resampled for rate in [clip.info.frame_rate])
+        shown = " to ".join(f"{rate:.4g}" for rate in dict.fromkeys([rates[0], rates[-1]]))
+        notes.append(
+            f"{len(resampled)} clips of {shown} fps are resampled to {resampled[0].frames.frame_rate:g} fps "
+            "at true speed" + (f"; {slow} of them repeat frames" if slow else "")
+        )
+    rates = sorted({clip.frames.frame_rate for clip in clips})
+    if len(rates) > 1:
+        notes.append(f"clips keep their own frame rates, {rates[0]:.4g} to {rates[-1]:.4g} fps, and true speed")
+    return notes

@@ -1,0 +1,282 @@
+"""The terminal: the story before step 1, progress, warnings, and a summary at the end.
+
+On a terminal every stage is a bar with rate and time left; elsewhere (a file, a scheduler's log) a
+stage says a line per tenth of the way, at most one a second, and at least one a minute. The train
+bar is moved by `StepFinished` itself. Receiving a step only stores numbers; drawing happens on the
+display's own thread four times a second.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from pathlib import Path
+from typing import Protocol
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from simpletuner.events.types import (
+    CheckpointSaved,
+    Event,
+    Noticed,
+    RunFinished,
+    RunStarted,
+    StageAdvanced,
+    StageFinished,
+    StageStarted,
+    StepFinished,
+    StoryTold,
+    VideoGenerated,
+)
+from simpletuner.events.wording import told_duration, told_rate, told_size
+
+TRAIN = "train"
+_REFRESHES_PER_SECOND = 4  # each costs about 2 ms of CPU
+_LINE_PAUSE_SECONDS = 1.0
+_LINE_INTERVAL_SECONDS = 60.0
+_LOSS_WINDOW = 20  # steps in the means of the summary
+_SEVERITY_STYLES = {"note": "dim", "warning": "yellow", "error": "bold red"}
+_OUTCOMES = {
+    "finished": ("Finished", "bold green"),
+    "stopped": ("Stopped", "bold yellow"),
+    "failed": ("Failed", "bold red"),
+}
+
+
+class _Display(Protocol):
+    """How stages are shown."""
+
+    def start(self, event: StageStarted) -> None: ...
+
+    def advance(self, stage: str, done: int, detail: str) -> None: ...
+
+    def finish(self, stage: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class ConsoleSink:
+    """Tells a person what happens."""
+
+    def __init__(self, folder: Path, console: Console | None = None) -> None:
+        self._folder = folder
+        self._console = console or Console(highlight=False)
+        self._display: _Display = _Bars(self._console) if self._console.is_terminal else _Lines(self._say)
+        self._labels: dict[str, StageStarted] = {}
+        self._summary = _Summary()
+
+    def receive(self, event: Event, sequence: int) -> None:
+        if isinstance(event, StepFinished):
+            self._summary.take(event)
+            self._display.advance(TRAIN, event.step, _train_detail(event))
+        elif isinstance(event, StageAdvanced):
+            self._display.advance(event.stage, event.done, event.detail)
+        elif isinstance(event, StageStarted):
+            self._labels[event.stage] = event
+            self._display.start(event)
+        elif isinstance(event, StageFinished):
+            self._finish_stage(event)
+        elif isinstance(event, StoryTold):
+            self._tell_story(event)
+        else:
+            self._tell_moment(event)
+
+    def close(self) -> None:
+        self._display.close()
+
+    def _finish_stage(self, event: StageFinished) -> None:
+        self._display.finish(event.stage)
+        started = self._labels.get(event.stage)
+        label, unit = (started.label, started.unit) if started else (event.stage, "items")
+        told = f"{label}: {event.done} {unit} in {told_duration(event.seconds)}"
+        self._say(f"{told} ({event.summary})" if event.summary else told, "green")
+
+    def _tell_story(self, event: StoryTold) -> None:
+        self._say("")
+        self._say(event.heading, "bold")
+        self._say_pairs(event.lines)
+
+    def _tell_moment(self, event: Event) -> None:
+        if isinstance(event, RunStarted):
+            self._say(f"Run '{event.run_name}' in {event.output_dir}", "bold")
+            if event.resumed_from:
+                self._say(f"Going on from {event.resumed_from}")
+        elif isinstance(event, Noticed):
+            self._summary.warnings += event.severity != "note"
+            self._say(f"{event.severity}: {event.text}", _SEVERITY_STYLES[event.severity])
+        elif isinstance(event, CheckpointSaved):
+            self._summary.checkpoint = event.path
+            self._say(f"Checkpoint of step {event.step}: {event.path} ({told_size(event.size_bytes)})")
+        elif isinstance(event, VideoGenerated):
+            self._summary.videos += 1
+            self._say(f"Video ({event.weights}, step {event.step}): {event.path} ({told_duration(event.seconds)})")
+        elif isinstance(event, RunFinished):
+            self._display.close()
+            word, style = _OUTCOMES[event.outcome]
+            self._say("")
+            self._say(f"{word} after step {event.step}, {told_duration(self._summary.seconds)} in this start", style)
+            self._say_pairs(self._summary.lines())
+            for line in event.detail.splitlines():
+                self._say(f"  {line}")
+
+    def _say_pairs(self, pairs: tuple[tuple[str, str], ...]) -> None:
+        width = max((cell_len(label) for label, _ in pairs), default=0)
+        for label, value in pairs:
+            line = Text("  ")
+            line.append(label + " " * (width - cell_len(label) + 2), "dim")
+            line.append(value)
+            self._console.print(line, soft_wrap=True)
+
+    def _say(self, text: str, style: str = "") -> None:
+        # A Text is taken literally: captions and paths may contain [brackets].
+        self._console.print(Text(text, style), soft_wrap=True)
+
+
+class _Summary:
+    """What the last lines of a run report."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._first: list[float] = []
+        self._last: deque[float] = deque(maxlen=_LOSS_WINDOW)
+        self._steps = 0
+        self._peak_bytes = 0
+        self.checkpoint = ""
+        self.videos = 0
+        self.warnings = 0
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    def take(self, event: StepFinished) -> None:
+        self._steps += 1
+        self._peak_bytes = max(self._peak_bytes, event.memory_bytes)
+        self._last.append(event.loss)
+        if len(self._first) < _LOSS_WINDOW:
+            self._first.append(event.loss)
+
+    def lines(self) -> tuple[tuple[str, str], ...]:
+        told = []
+        if self._steps:
+            first, last = sum(self._first) / len(self._first), sum(self._last) / len(self._last)
+            told.append(("loss", f"{first:.4f} -> {last:.4f} (means of the first and last {len(self._last)} steps)"))
+        if self._peak_bytes:
+            told.append(("peak memory", told_size(self._peak_bytes)))
+        if self.checkpoint:
+            told.append(("last checkpoint", self.checkpoint))
+        if self.videos:
+            told.append(("videos", str(self.videos)))
+        if self.warnings:
+            told.append(("warnings", f"{self.warnings}, see above"))
+        return tuple(told)
+
+
+class _RateColumn(ProgressColumn):
+    """Pace of a stage, such as "1.3 s/step"."""
+
+    def render(self, task: Task) -> Text:
+        return Text(told_rate(task.speed or 0.0, str(task.fields["unit"])), "cyan")
+
+
+class _Bars:
+    """Live bars on a terminal; the drawing thread lives only while a stage is under way."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}", markup=False),
+            _RateColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[detail]}", markup=False, style="dim"),
+            console=console,
+            transient=True,
+            refresh_per_second=_REFRESHES_PER_SECOND,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def start(self, event: StageStarted) -> None:
+        self.finish(event.stage)
+        if not self._tasks:
+            self._progress.start()
+        self._tasks[event.stage] = self._progress.add_task(
+            event.label, total=event.total, completed=event.done, unit=event.unit, detail=""
+        )
+
+    def advance(self, stage: str, done: int, detail: str) -> None:
+        if stage in self._tasks:
+            self._progress.update(self._tasks[stage], completed=done, detail=detail)
+
+    def finish(self, stage: str) -> None:
+        if stage in self._tasks:
+            self._progress.remove_task(self._tasks.pop(stage))
+            if not self._tasks:
+                self._progress.stop()
+
+    def close(self) -> None:
+        for stage in list(self._tasks):
+            self.finish(stage)
+
+
+class _Lines:
+    """A few plain lines per stage where there is no terminal."""
+
+    def __init__(self, say: _Say) -> None:
+        self._say = say
+        self._stages: dict[str, _LineState] = {}
+
+    def start(self, event: StageStarted) -> None:
+        self._stages[event.stage] = _LineState(event)
+
+    def advance(self, stage: str, done: int, detail: str) -> None:
+        state = self._stages.get(stage)
+        if state is not None and state.is_worth_a_line(done):
+            self._say(state.told(done, detail))
+
+    def finish(self, stage: str) -> None:
+        self._stages.pop(stage, None)
+
+    def close(self) -> None:
+        self._stages = {}
+
+
+class _Say(Protocol):
+    def __call__(self, text: str, style: str = "") -> None: ...
+
+
+class _LineState:
+    """When the last line of a stage was said, and how fast it goes."""
+
+    def __init__(self, event: StageStarted) -> None:
+        self._event = event
+        self._started = self._last_line = time.monotonic()
+        self._tenth = self._tenth_of(event.done)
+
+    def is_worth_a_line(self, done: int) -> bool:
+        now = time.monotonic()
+        quiet = now - self._last_line
+        tenth = self._tenth_of(done)
+        if quiet < _LINE_PAUSE_SECONDS or (tenth == self._tenth and quiet < _LINE_INTERVAL_SECONDS):
+            return False
+        self._last_line, self._tenth = now, tenth
+        return True
+
+    def told(self, done: int, detail: str) -> str:
+        event = self._event
+        pace = (done - event.done) / max(time.monotonic() - self._started, 1e-9)
+        parts = [f"{event.label}: {done}/{event.total} {event.unit}", told_rate(pace, event.unit)]
+        if pace > 0:
+            parts.append(f"{told_duration(max(event.total - done, 0) / pace)} left")
+        return ", ".join(part for part in [*parts, detail] if part)
+
+    def _tenth_of(self, done: int) -> int:
+        return 10 * done // max(self._event.total, 1)
+
+
+def _train_detail(event: StepFinished) -> str:
+    memory = f", {told_size(event.memory_bytes)}" if event.memory_bytes else ""
+    return f"loss {event.loss:.4f}, lr {event.learning_rate:.1e}{memory}"

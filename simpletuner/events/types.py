@@ -1,0 +1,111 @@
+"""The closed set of things that can happen in a run, each a frozen record of plain values.
+
+Every sink serialises these same records; a new kind of event is one more dataclass here. Events
+carry numbers, texts and paths only, so that a sink needs to know nothing of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Event:
+    """Base of all events; the class name in snake case is the event's kind in the journal."""
+
+
+@dataclass(frozen=True)
+class RunStarted(Event):
+    run_name: str
+    output_dir: str
+    resumed_from: str = ""  # checkpoint folder, empty for a fresh start
+
+
+@dataclass(frozen=True)
+class StoryTold(Event):
+    """A paragraph of the story before step 1: a heading and its lines (label, value)."""
+
+    heading: str
+    lines: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class StageStarted(Event):
+    """A piece of work with a known amount begins; shown as a progress bar."""
+
+    stage: str  # "probe", "latents", "prompts", "train", "validation"
+    label: str
+    total: int
+    unit: str = "items"
+    done: int = 0  # where a resumed stage begins
+
+
+@dataclass(frozen=True)
+class StageAdvanced(Event):
+    stage: str
+    done: int
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class StageFinished(Event):
+    stage: str
+    done: int
+    seconds: float
+    summary: str = ""
+
+
+@dataclass(frozen=True)
+class Noticed(Event):
+    """A message for the user that does not stop the run."""
+
+    severity: Literal["note", "warning", "error"]
+    text: str
+
+
+@dataclass(frozen=True)
+class StepFinished(Event):
+    """One optimizer step is done."""
+
+    step: int  # from 1
+    epoch: int
+    loss: float  # mean over the samples of the step
+    learning_rate: float  # used in this step
+    gradient_norm: float  # global L2 norm before clipping
+    samples: int
+    tokens: int  # latent tokens of all samples
+    seconds: float
+    memory_bytes: int = 0  # peak on the device, or resident set on the CPU
+    terms: Mapping[str, float] = field(default_factory=dict)  # named loss terms, per-sigma-band losses
+
+
+@dataclass(frozen=True)
+class CheckpointSaved(Event):
+    step: int
+    path: str
+    seconds: float
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class VideoGenerated(Event):
+    step: int
+    weights: Literal["base", "adapter"]
+    nickname: str
+    prompt: str
+    width: int
+    height: int
+    num_frames: int
+    frame_rate: float
+    seed: int
+    path: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunFinished(Event):
+    step: int
+    outcome: Literal["finished", "stopped", "failed"]
+    detail: str = ""

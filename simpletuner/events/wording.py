@@ -1,0 +1,35 @@
+"""Numbers as people read them: durations, sizes and rates, for the terminal and the report."""
+
+from __future__ import annotations
+
+
+def told_duration(seconds: float) -> str:
+    """Such as "0.4 s", "2 min 13 s", "4 h 05 min", "3 d 02 h"."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours:02d} h"
+
+
+def told_size(size_bytes: float) -> str:
+    """Such as "512 B", "3.1 MB", "12.4 GB" (powers of 1000)."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= scale:
+            return f"{size_bytes / scale:.1f} {unit}"
+    return f"{size_bytes:.0f} B"
+
+
+def told_rate(per_second: float, unit: str) -> str:
+    """Such as "4.2 clips/s", or "3.1 s/step" when one takes longer than a second."""
+    if per_second <= 0:
+        return ""
+    if per_second >= 1:
+        return f"{per_second:.1f} {unit}/s"
+    return f"{1 / per_second:.1f} s/{unit.removesuffix('s')}"

@@ -1,0 +1,153 @@
+"""What a model family must offer; recipes and rooms above know families only by this protocol.
+
+A family is a folder `models/<model_family>/` with an object that fulfils `ModelFamily`, and a row in
+`config/catalogs/families.py`. No base class: a family fulfils the protocol, it inherits nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from simpletuner.config.sections.model import ModelSection
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The family's raster, used to plan clips before any weight is loaded.
+
+    Pixel sizes must be multiples of `spatial`, frame counts of the form `temporal` * k + 1; a clip
+    becomes [channels, (frames - 1) / temporal + 1, height / spatial, width / spatial] latent cells.
+    """
+
+    spatial: int
+    temporal: int
+    channels: int
+
+    def latent_shape(self, width: int, height: int, num_frames: int) -> tuple[int, int, int, int]:
+        """Latent [C, F, H, W] of a clip of this pixel size."""
+        return (self.channels, (num_frames - 1) // self.temporal + 1, height // self.spatial, width // self.spatial)
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One video to generate.
+
+    Attributes:
+        prompt_embeds: [L, D] text features; prompt_mask: [L] bool, True = real token.
+        negative_embeds, negative_mask: The same for the negative prompt.
+        width, height: Pixels, multiples of the grid's `spatial`.
+        num_frames: Of the form temporal * k + 1.
+        frame_rate: Frames per second, for positions and export.
+        guidance: Classifier-free guidance scale; 1 switches it off.
+        num_inference_steps: Denoising steps.
+        seed: Seed of the starting noise (CPU generator).
+    """
+
+    prompt_embeds: Tensor
+    prompt_mask: Tensor
+    negative_embeds: Tensor
+    negative_mask: Tensor
+    width: int
+    height: int
+    num_frames: int
+    frame_rate: float
+    guidance: float
+    num_inference_steps: int
+    seed: int
+
+
+class Source(Protocol):
+    """A resolved checkpoint: where each component lies and which release it is. Nothing is loaded."""
+
+    @property
+    def release(self) -> str:
+        """Release of the model, such as "0.9.5"."""
+
+    def identity(self, component: str) -> str:
+        """Fingerprint of "autoencoder", "text" or "transformer": changes when its weights or its
+        configuration change, and is computed without loading them."""
+
+    def describe(self) -> tuple[tuple[str, str], ...]:
+        """(label, value) lines for the story before step 1."""
+
+
+class Autoencoder(Protocol):
+    """Pixels to normalised latents and back."""
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """[B, 3, F, H, W] float32 in [-1, 1] -> normalised posterior means [B, C, f, h, w] float32."""
+
+    def decode(self, latents: Tensor, seed: int = 0) -> Tensor:
+        """Normalised latents [B, C, f, h, w] -> pixels [B, 3, F, H, W] float32 in [-1, 1]."""
+
+
+class PromptEncoder(Protocol):
+    """Prompts to text features."""
+
+    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Prompts -> features [B, L, D] and mask [B, L] bool, True = real token."""
+
+    def lost_words(self, prompt: str) -> str:
+        """The end of the prompt that does not fit into the token length; empty when all fits."""
+
+
+class ModelFamily(Protocol):
+    """One architecture: how to find, load, call and sample it."""
+
+    grid: Grid
+
+    def resolve(self, settings: ModelSection) -> Source:
+        """Find the checkpoint and its release; download what is missing from the Hub.
+
+        Raises:
+            UserError: If a component is missing, of another family, or cannot be reached.
+        """
+
+    def load_autoencoder(
+        self, source: Source, dtype: torch.dtype, device: torch.device, *, tiling: bool = False
+    ) -> Autoencoder: ...
+
+    def load_prompt_encoder(self, source: Source, dtype: torch.dtype, device: torch.device) -> PromptEncoder: ...
+
+    def load_transformer(self, source: Source, dtype: torch.dtype, device: torch.device) -> nn.Module: ...
+
+    def predict(
+        self,
+        transformer: nn.Module,
+        source: Source,
+        noised_latents: Tensor,
+        sigmas: Tensor,
+        prompt_embeds: Tensor,
+        prompt_mask: Tensor,
+        frame_rates: Tensor,
+    ) -> Tensor:
+        """Velocity prediction [B, C, F, H, W] for noised latents at noise levels sigmas [B] in [0, 1]."""
+
+    def adapter_targets(self, transformer: nn.Module, choice: str | Sequence[str]) -> list[str]:
+        """Full names of the linear layers meant by "attention", "all" or a list of name endings.
+
+        Raises:
+            UserError: If a listed name matches no layer, with the names that exist.
+        """
+
+    def generate(
+        self,
+        transformer: nn.Module,
+        source: Source,
+        autoencoder: Autoencoder,
+        request: GenerationRequest,
+        on_step: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """Frames uint8 [F, H, W, 3] of one generated video."""
+
+    def save_adapter(
+        self, path: Path, tensors: dict[str, Tensor], adapter_config: dict[str, Any], metadata: dict[str, str]
+    ) -> None:
+        """Write one LoRA file which the family's diffusers pipeline loads at the right strength."""

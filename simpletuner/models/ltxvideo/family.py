@@ -1,0 +1,75 @@
+"""LTX-Video as a `ModelFamily`: one object that points at the parts of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from simpletuner.config.catalogs.families import FAMILIES
+from simpletuner.config.sections.model import ModelSection
+from simpletuner.models.family import GenerationRequest, Grid
+from simpletuner.models.ltxvideo import export, sampling
+from simpletuner.models.ltxvideo import transformer as calls
+from simpletuner.models.ltxvideo.autoencoder import LTXAutoencoder, load_autoencoder
+from simpletuner.models.ltxvideo.source import LTXSource, resolve_source
+from simpletuner.models.ltxvideo.text import LTXPromptEncoder, load_prompt_encoder
+
+_ROW = FAMILIES["ltxvideo"]
+
+
+class LTXVideoFamily:
+    """Fulfils `models.family.ModelFamily`; see there for what each part promises."""
+
+    grid = Grid(spatial=_ROW.spatial, temporal=_ROW.temporal, channels=_ROW.channels)
+
+    def resolve(self, settings: ModelSection) -> LTXSource:
+        return resolve_source(settings)
+
+    def load_autoencoder(
+        self, source: LTXSource, dtype: torch.dtype, device: torch.device, *, tiling: bool = False
+    ) -> LTXAutoencoder:
+        return load_autoencoder(source, dtype, device, tiling=tiling)
+
+    def load_prompt_encoder(self, source: LTXSource, dtype: torch.dtype, device: torch.device) -> LTXPromptEncoder:
+        return load_prompt_encoder(source, dtype, device)
+
+    def load_transformer(self, source: LTXSource, dtype: torch.dtype, device: torch.device) -> nn.Module:
+        return calls.load_transformer(source, dtype, device)
+
+    def predict(
+        self,
+        transformer: nn.Module,
+        source: LTXSource,
+        noised_latents: Tensor,
+        sigmas: Tensor,
+        prompt_embeds: Tensor,
+        prompt_mask: Tensor,
+        frame_rates: Tensor,
+    ) -> Tensor:
+        return calls.predict(transformer, source, noised_latents, sigmas, prompt_embeds, prompt_mask, frame_rates)
+
+    def adapter_targets(self, transformer: nn.Module, choice: str | Sequence[str]) -> list[str]:
+        return calls.adapter_targets(transformer, choice)
+
+    def generate(
+        self,
+        transformer: nn.Module,
+        source: LTXSource,
+        autoencoder: LTXAutoencoder,
+        request: GenerationRequest,
+        on_step: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        return sampling.generate(transformer, source, autoencoder, request, on_step)
+
+    def save_adapter(
+        self, path: Path, tensors: dict[str, Tensor], adapter_config: dict[str, Any], metadata: dict[str, str]
+    ) -> None:
+        export.save_adapter(path, tensors, adapter_config, metadata)
+
+
+FAMILY = LTXVideoFamily()

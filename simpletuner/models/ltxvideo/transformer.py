@@ -1,0 +1,100 @@
+"""Loads the transformer, names its trainable layers, and calls it.
+
+The call here is the one used in training; `sampling.py` calls the same module through Diffusers'
+pipelines, and tests/parity shows that both give it the same input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import LTXVideoTransformer3DModel
+from torch import Tensor, nn
+
+from simpletuner.core.catalog import did_you_mean
+from simpletuner.core.errors import UserError
+from simpletuner.models.ltxvideo.loading import build_module
+from simpletuner.models.ltxvideo.packing import pack, unpack
+from simpletuner.models.ltxvideo.positions import token_coordinates
+from simpletuner.models.ltxvideo.source import LTXSource
+
+TIMESTEPS = 1000.0  # the model's time input is 1000 * sigma
+ATTENTION_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def load_transformer(source: LTXSource, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The transformer with frozen weights, in evaluation mode.
+
+    Raises:
+        UserError: If its files do not fit together.
+    """
+    transformer: nn.Module = build_module(LTXVideoTransformer3DModel, source.transformer, dtype, device)
+    transformer.requires_grad_(False)
+    return transformer
+
+
+def predict(
+    transformer: nn.Module,
+    source: LTXSource,
+    noised_latents: Tensor,
+    sigmas: Tensor,
+    prompt_embeds: Tensor,
+    prompt_mask: Tensor,
+    frame_rates: Tensor,
+) -> Tensor:
+    """Velocity prediction [B, C, F, H, W] float32 (noise minus latents).
+
+    Args:
+        transformer: As loaded here, with or without adapters.
+        source: Says which time positions its release uses.
+        noised_latents: [B, C, F, H, W], best float32; cast to the weights' format here, once.
+        sigmas: [B] float32 noise levels in [0, 1].
+        prompt_embeds: [B, L, D]; prompt_mask: [B, L] bool, True = real token.
+        frame_rates: [B] frames per second of each clip.
+    """
+    latent_frames, latent_height, latent_width = noised_latents.shape[2:]
+    dtype = base_tensor(transformer).dtype
+    device = noised_latents.device
+    tokens = transformer(
+        hidden_states=pack(noised_latents).to(dtype),
+        encoder_hidden_states=prompt_embeds.to(dtype),
+        # Never in a 16-bit format: there 951.3 would become 952.
+        timestep=sigmas.to(device, torch.float32) * TIMESTEPS,
+        encoder_attention_mask=prompt_mask,
+        video_coords=token_coordinates(
+            source.positions, latent_frames, latent_height, latent_width, frame_rates.to(device)
+        ),
+        return_dict=False,
+    )[0]
+    return unpack(tokens, latent_frames, latent_height, latent_width).float()
+
+
+def base_tensor(transformer: nn.Module) -> Tensor:
+    """A tensor of the model itself: its device and format are those of the base weights, whatever
+    format an adapter has."""
+    return transformer.get_parameter("scale_shift_table")
+
+
+def adapter_targets(transformer: nn.Module, choice: str | Sequence[str]) -> list[str]:
+    """Full names of the linear layers meant by "attention", "all" or a list of name endings.
+
+    Raises:
+        UserError: If a listed ending matches no layer.
+    """
+    layers = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+    if choice == "all":
+        return layers
+    endings = ATTENTION_LAYERS if choice == "attention" else [choice] if isinstance(choice, str) else list(choice)
+    matches = {ending: [name for name in layers if f".{name}".endswith(f".{ending}")] for ending in endings}
+    lost = [ending for ending, found in matches.items() if not found]
+    if lost:
+        # The block number is the only part of a name that repeats.
+        known = sorted({name.split(".", 2)[2] if name.startswith("transformer_blocks.") else name for name in layers})
+        raise UserError(
+            f"peft_lora_target_modules: {', '.join(lost)} match{'es' if len(lost) == 1 else ''} no layer",
+            f"Linear layers are: {', '.join(known)}",
+            did_you_mean(lost[0], [*known, *ATTENTION_LAYERS]),
+        )
+    wanted = {name for found in matches.values() for name in found}
+    return [name for name in layers if name in wanted]

@@ -1,0 +1,113 @@
+"""Everything that can be known before a weight is loaded: model found, clips probed, buckets filled.
+
+Whatever can fail for a reason the user can mend fails here, in seconds, and all of it at once where
+it is independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from simpletuner.config.catalogs.families import FAMILIES
+from simpletuner.config.run_config import RunConfig
+from simpletuner.core.errors import Problem, UserError
+from simpletuner.core.files import ensure_writable
+from simpletuner.data.buckets import check_buckets
+from simpletuner.data.find import FoundSamples, find_samples
+from simpletuner.data.sample import Sample
+from simpletuner.events.types import Event
+from simpletuner.models.family import ModelFamily, Source
+from simpletuner.training.checkpoint import find_checkpoint
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What the run will work on.
+
+    Attributes:
+        family: Architecture.
+        source: Where the model's components lie, and which release it is.
+        found: Samples and files left out, as found on the disk.
+        samples: Samples that are trained, after small buckets were pruned.
+        roots: Data set id -> folder of its files.
+        latent_folders: Data set id -> folder of its encoded clips.
+        prompt_folder: Folder of the encoded captions.
+        checkpoint: Checkpoint to continue from, None for a fresh start.
+    """
+
+    family: ModelFamily
+    source: Source
+    found: FoundSamples
+    samples: tuple[Sample, ...]
+    roots: Mapping[str, Path]
+    latent_folders: Mapping[str, Path]
+    prompt_folder: Path
+    checkpoint: Path | None
+
+
+def plan_run(config: RunConfig, emit: Callable[[Event], None]) -> RunPlan:
+    """Find model, clips and checkpoint, and prove that the run can start.
+
+    Raises:
+        UserError: With every problem found; nothing has been loaded or written then, apart from
+            the run's own folder.
+    """
+    family: ModelFamily = FAMILIES.load(str(config.model.model_family))
+    problems: list[Problem] = []
+    source = _collect(problems, lambda: family.resolve(config.model))
+    checkpoint = _collect(
+        problems,
+        lambda: find_checkpoint(Path(config.checkpoint.output_dir), config.checkpoint.resume_from_checkpoint),
+    )
+    for folder in cache_folders(config):
+        _collect(problems, partial(ensure_writable, folder, "cache folder"))
+    found = _collect(
+        problems, lambda: find_samples(config.datasets, family.grid, workers=config.caching.max_workers, emit=emit)
+    )
+    samples = _collect(problems, lambda: check_sizes(found.samples, config)) if found is not None else None
+    if problems:
+        raise UserError.of(problems)
+    assert source is not None
+    assert found is not None
+    assert samples is not None
+    return RunPlan(
+        family=family,
+        source=source,
+        found=found,
+        samples=samples,
+        roots={entry.id: Path(entry.instance_data_dir) for entry in config.datasets},
+        latent_folders={entry.id: Path(str(entry.cache_dir_vae)) for entry in config.datasets},
+        prompt_folder=Path(str(config.text_embeds.cache_dir)),
+        checkpoint=checkpoint,
+    )
+
+
+def check_sizes(samples: tuple[Sample, ...], config: RunConfig) -> tuple[Sample, ...]:
+    """The samples whose buckets can fill a batch; see `check_buckets` for the rule and its errors."""
+    return check_buckets(
+        samples,
+        batch_size=config.schedule.train_batch_size,
+        accumulation=config.schedule.gradient_accumulation_steps,
+        disable_bucket_pruning=config.data.disable_bucket_pruning,
+    )
+
+
+def cache_folders(config: RunConfig) -> list[Path]:
+    """Every folder that holds encoded clips or captions of this run, each once."""
+    latents = [Path(str(entry.cache_dir_vae)) for entry in config.datasets]
+    return list(dict.fromkeys([*latents, Path(str(config.text_embeds.cache_dir))]))
+
+
+def _collect(problems: list[Problem], look: Callable[[], Found]) -> Found | None:
+    """Do `look`; on a user's mistake note its problems, so that the next look still happens."""
+    try:
+        return look()
+    except UserError as error:
+        problems.extend(error.problems)
+        return None

@@ -1,0 +1,277 @@
+"""Checkpoints: saving one, finding the right one, continuing from it, removing old ones.
+
+A checkpoint is a folder `checkpoint-<step>` that appears complete or not at all, and that counts
+only while its manifest verifies. What carries over to a changed run is told in
+`docs/decisions/0003-checkpoints.md`. Nothing here knows the configuration as a whole.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors.torch import load_file, save_file
+
+from simpletuner.core.errors import ExitCode, Problem, UserError
+from simpletuner.core.files import retire, staged_folder
+from simpletuner.training.manifest import BrokenCheckpointError, verify_manifest, write_manifest
+from simpletuner.training.optimizer_state import find_broken, join_state, split_state
+from simpletuner.training.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS_NAME: Final = "pytorch_lora_weights.safetensors"
+OPTIMIZER_NAME: Final = "optimizer.safetensors"
+STATE_NAME: Final = "training_state.json"
+STATE_VERSION: Final = 1
+
+_FILES: Final = (WEIGHTS_NAME, OPTIMIZER_NAME, STATE_NAME)
+_FOLDER: Final = re.compile(r"checkpoint-(0|[1-9][0-9]*)\Z")
+# Diffusers' name for the transformer in the keys of a LoRA file.
+_PREFIX: Final = "transformer."
+
+# A run that differs in one of these is another run: tensors would not fit, or the draws and the order
+# of the clips would be others. All other facts may change; they are told.
+FIXED_FACTS: Final = (
+    "model",
+    "release",
+    "lora_type",
+    "lora_rank",
+    "lora_alpha",
+    "lora_targets",
+    "optimizer",
+    "seed",
+    "dataset",
+    "batch_size",
+    "accumulation",
+)
+
+
+def save_checkpoint(state: TrainState, folder: Path, *, facts: Mapping[str, Any]) -> Path:
+    """Save everything the next step depends on as `folder`/checkpoint-<step>, all or nothing.
+
+    Args:
+        state: A state between two steps.
+        folder: The run's output folder.
+        facts: What else identifies the run: "model", "release", "dataset", "batch_size",
+            "accumulation"; JSON values only.
+
+    Raises:
+        UserError: If the state holds numbers that are not finite (exit code 5), or if the disk is
+            full or forbidden (exit code 6). Earlier checkpoints stay.
+    """
+    path = folder / f"checkpoint-{state.step}"
+    moments, numbers = split_state(state.optimizer, list(state.trainable.parameters))
+    _refuse_broken(state, find_broken(state.trainable.tensors()) or find_broken(moments), path)
+    document = {
+        "version": STATE_VERSION,
+        "step": state.step,
+        "batches": state.batches.state_dict(),
+        "facts": {**facts, **state.facts()},
+        "optimizer": numbers,
+    }
+    with staged_folder(path) as staging:
+        state.trainable.save_weights(staging / WEIGHTS_NAME, {"global_step": str(state.step)})
+        save_file(moments, staging / OPTIMIZER_NAME, metadata={"format": "pt"})
+        (staging / STATE_NAME).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        write_manifest(staging, state.step)
+    return path
+
+
+def find_checkpoint(output_dir: Path, request: str | None) -> Path | None:
+    """The checkpoint to continue from, or None for a fresh start.
+
+    Args:
+        output_dir: The run's output folder; need not exist.
+        request: "latest" for the highest step that verifies; a path, or the name of a folder in
+            `output_dir`; "none", empty or None for a fresh start.
+
+    Raises:
+        UserError: If the named checkpoint is missing or broken, or if there are checkpoints and none
+            of them is whole. Starting over silently would throw the work away.
+    """
+    if request is None or request.strip().lower() in ("", "none"):
+        return None
+    if request.strip() != "latest":
+        return _named_checkpoint(output_dir, request.strip())
+    reasons = []
+    for step, path in reversed(list_checkpoints(output_dir)):
+        try:
+            verify_manifest(path, step, _FILES)
+        except BrokenCheckpointError as error:
+            reasons.append(f"{path.name}: {error}")
+            logger.warning("%s is broken and is left out: %s", path, error)
+            continue
+        return path
+    if reasons:
+        raise UserError(
+            f"none of the {len(reasons)} checkpoints in '{output_dir}' is whole ({'; '.join(reasons)})",
+            "Continuing needs a checkpoint whose files are as they were saved",
+            "Restore one from a copy, or set resume_from_checkpoint to none to start over",
+        )
+    return None
+
+
+def list_checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
+    """Steps and folders named exactly checkpoint-<step>, lowest step first, whole or not."""
+    if not output_dir.is_dir():
+        return []
+    found = ((_FOLDER.match(path.name), path) for path in output_dir.iterdir())
+    return sorted((int(match.group(1)), path) for match, path in found if match and path.is_dir())
+
+
+def prune_checkpoints(output_dir: Path, limit: int) -> list[Path]:
+    """Remove the oldest checkpoints until `limit` remain; returns those removed.
+
+    The newest whole checkpoint stays whatever the limit, even if broken ones are newer. If none is
+    whole, nothing is removed. 0 keeps all.
+    """
+    found = list_checkpoints(output_dir)
+    excess = len(found) - limit
+    if limit < 1 or excess < 1:
+        return []
+    kept = next((path for step, path in reversed(found) if _is_whole(step, path)), None)
+    removed = [path for _, path in found if path != kept][:excess] if kept else []
+    for path in removed:
+        retire(path)
+    return removed
+
+
+def restore(state: TrainState, checkpoint: Path, facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """Continue `state` from a checkpoint: weights, optimizer, position in the batches, step.
+
+    Args:
+        state: A fresh state of the same model, adapter and optimizer.
+        checkpoint: Folder that `find_checkpoint` gave.
+        facts: As for `save_checkpoint`.
+
+    Returns:
+        One sentence for each setting that has changed since, saying what carries over.
+
+    Raises:
+        UserError: If the checkpoint is broken, or belongs to another model, adapter, optimizer,
+            seed or data set; `state` is not to be trained then.
+    """
+    document = read_checkpoint(checkpoint)
+    notices = _compare_facts(checkpoint, document["facts"], {**facts, **state.facts()})
+    state.batches.load_state_dict(document["batches"])
+    weights = load_file(checkpoint / WEIGHTS_NAME)
+    moments = load_file(checkpoint / OPTIMIZER_NAME)
+    state.trainable.load_tensors({name.removeprefix(_PREFIX): tensor for name, tensor in weights.items()})
+    join_state(state.optimizer, list(state.trainable.parameters), moments, document["optimizer"])
+    state.step = document["step"]
+    return notices
+
+
+def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
+    """Verify a checkpoint and give its training state: "step", "batches", "facts", "optimizer".
+
+    Raises:
+        UserError: If it is broken or of another version.
+    """
+    match = _FOLDER.match(checkpoint.name)
+    try:
+        if match is None:
+            raise BrokenCheckpointError("its name is not checkpoint-<step>")
+        verify_manifest(checkpoint, int(match.group(1)), _FILES)
+        document: dict[str, Any] = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
+        if document.get("version") != STATE_VERSION:
+            raise BrokenCheckpointError(f"{STATE_NAME} has version {document.get('version')}, known is {STATE_VERSION}")
+    except BrokenCheckpointError as error:
+        raise UserError(
+            f"checkpoint '{checkpoint}' cannot be used: {error}",
+            "Continuing needs a checkpoint whose files are as they were saved",
+            "Name another checkpoint, or set resume_from_checkpoint to latest or none",
+        ) from error
+    return document
+
+
+def check_facts(checkpoint: Path, facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """Prove, before any weight is loaded, that a run with these facts can continue from `checkpoint`.
+
+    Args:
+        checkpoint: Folder that `find_checkpoint` gave.
+        facts: As many of the facts of `FIXED_FACTS` as are known by now.
+
+    Returns:
+        One sentence for each other fact that has changed.
+
+    Raises:
+        UserError: If the checkpoint is broken, or a fact that must be equal is not.
+    """
+    return _compare_facts(checkpoint, read_checkpoint(checkpoint)["facts"], facts)
+
+
+def _compare_facts(checkpoint: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[str, ...]:
+    """Refuse what cannot continue, and tell what has changed; only facts known to both are compared.
+
+    Raises:
+        UserError: Listing every fact that must be equal and is not, with both values.
+    """
+    now = json.loads(json.dumps(dict(current)))
+    changed = {
+        key: (_brief(saved[key], now[key]), _brief(now[key], saved[key]))
+        for key in saved
+        if key in now and saved[key] != now[key]
+    }
+    refused = [
+        Problem(
+            f"'{checkpoint.name}' was made with {key} {then}; this run has {today}",
+            "A checkpoint continues only a run with the same model, adapter, optimizer, seed, data set and batches",
+            f"Set {key} back, or start over: another output_dir, or resume_from_checkpoint none",
+        )
+        for key, (then, today) in changed.items()
+        if key in FIXED_FACTS
+    ]
+    if refused:
+        raise UserError.of(refused)
+    return tuple(
+        f"{key} was {then} when '{checkpoint.name}' was saved; the run goes on with {today}"
+        for key, (then, today) in changed.items()
+    )
+
+
+def _named_checkpoint(output_dir: Path, request: str) -> Path:
+    path = next((p for p in (Path(request).expanduser(), output_dir / request) if p.is_dir()), None)
+    if path is None:
+        known = ", ".join(folder.name for _, folder in list_checkpoints(output_dir)) or "none"
+        raise UserError(
+            f"resume_from_checkpoint '{request}' does not exist",
+            f"It must be latest, none, a path, or a folder in '{output_dir}' (there: {known})",
+            "Correct the path, or use latest",
+        )
+    read_checkpoint(path)
+    return path
+
+
+def _is_whole(step: int, path: Path) -> bool:
+    try:
+        verify_manifest(path, step, _FILES)
+    except BrokenCheckpointError:
+        return False
+    return True
+
+
+def _refuse_broken(state: TrainState, broken_tensor: str, path: Path) -> None:
+    if not (state.broken or broken_tensor):
+        return
+    raise UserError(
+        f"'{path.name}' is not saved: "
+        + (f"'{broken_tensor}' holds values that are no finite numbers" if broken_tensor else "the run has diverged"),
+        "Only a state that can be trained on is saved; earlier checkpoints stay as they are",
+        "Start again from the last checkpoint with a lower learning_rate, or set max_grad_norm",
+        exit_code=ExitCode.NUMERICS,
+    )
+
+
+def _brief(value: Any, other: Any) -> str:
+    """A value for a message; of long lists only what the other one lacks."""
+    if isinstance(value, list) and isinstance(other, list):
+        own = [item for item in value if item not in other]
+        named = f", among them {', '.join(map(str, own[:3]))}" if own else ""
+        return f"({len(value)} names{named})"
+    return str(value)

@@ -1,0 +1,71 @@
+"""The loop: one optimizer step after the other, one event for each.
+
+What follows a step (a checkpoint, videos, the terminal) is the caller's business.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from simpletuner.events.types import StepFinished
+from simpletuner.training.readout import PendingStep
+from simpletuner.training.state import TrainState
+from simpletuner.training.step import Objective, refuse_broken_step, take_step
+
+
+def fit(
+    state: TrainState,
+    objective: Objective,
+    *,
+    stop: Callable[[], bool],
+    settles: Callable[[int], bool] = lambda step: True,
+) -> Iterator[StepFinished]:
+    """Train until the run's last step, or until `stop` says so between two steps.
+
+    Events come in the order of the steps. On an accelerator a step's numbers can be read while the
+    next step is already computing; then `state` is one step ahead of the event. Where the caller
+    looks at the state (checkpoint, validation) that must not be, so `settles` names those steps:
+    their events come before the next step begins.
+
+    Args:
+        state: Where to begin; advanced in place.
+        objective: Batch -> loss terms.
+        stop: Asked before each step.
+        settles: Whether the caller acts on the state after this step; all steps by default. On the
+            CPU every step settles.
+
+    Raises:
+        UserError: If the loss or a gradient is not a finite number (exit code 5); the state is then
+            marked broken and cannot be saved.
+    """
+    transformer = state.trainable.transformer
+    reader = _Reader(state)
+    while state.step < state.total_steps and not stop():
+        if not transformer.training:
+            transformer.train()
+        pending = take_step(state, objective)
+        yield from reader.finish_earlier()
+        reader.pending = pending
+        if not pending.waits or settles(state.step):
+            yield from reader.finish_earlier()
+    yield from reader.finish_earlier()
+
+
+class _Reader:
+    """Holds the step whose numbers are still to be read, and the clock of the last one read."""
+
+    def __init__(self, state: TrainState) -> None:
+        self.pending: PendingStep | None = None
+        self._state = state
+        self._finished = 0.0
+
+    def finish_earlier(self) -> Iterator[StepFinished]:
+        """Read the pending step, if any, and hand its event out."""
+        if self.pending is None:
+            return
+        pending, self.pending = self.pending, None
+        refuse_broken_step(self._state, pending)
+        event = pending.finish(self._state.trainable.device, self._finished)
+        self._finished = time.perf_counter()
+        yield event

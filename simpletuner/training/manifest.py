@@ -1,0 +1,92 @@
+"""The list of files that makes a checkpoint trustworthy: sizes and SHA-256 of everything in it.
+
+Knows nothing of what the files mean. A folder whose manifest does not verify is no checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Final
+
+MANIFEST_NAME: Final = "checkpoint_manifest.json"
+MANIFEST_VERSION: Final = 1
+
+_BLOCK_BYTES = 1 << 20
+
+
+class BrokenCheckpointError(Exception):
+    """A checkpoint that does not verify; the text says what is wrong with it."""
+
+
+def write_manifest(folder: Path, step: int) -> None:
+    """List every file of `folder`, which must be complete but for the manifest itself."""
+    files = {path.name: {"size": path.stat().st_size, "sha256": file_digest(path)} for path in sorted(folder.iterdir())}
+    manifest = {"version": MANIFEST_VERSION, "step": step, "files": files}
+    (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def verify_manifest(folder: Path, step: int, needed: tuple[str, ...]) -> None:
+    """Prove that `folder` holds the checkpoint of `step`, every byte as it was written.
+
+    Files that the manifest does not list are left alone and never read.
+
+    Args:
+        folder: The checkpoint.
+        step: The step its name claims.
+        needed: Names of the files that must be listed.
+
+    Raises:
+        BrokenCheckpointError: If anything is missing, changed, or listed outside the folder.
+    """
+    manifest = _read_manifest(folder)
+    if manifest.get("version") != MANIFEST_VERSION:
+        raise BrokenCheckpointError(f"its manifest has version {manifest.get('version')}, known is {MANIFEST_VERSION}")
+    if manifest.get("step") != step:
+        raise BrokenCheckpointError(f"its manifest belongs to step {manifest.get('step')}")
+    files = manifest.get("files")
+    if not isinstance(files, dict):
+        raise BrokenCheckpointError("its manifest lists no files")
+    unlisted = [name for name in needed if name not in files]
+    if unlisted:
+        raise BrokenCheckpointError(f"its manifest does not list {', '.join(unlisted)}")
+    for name, facts in files.items():
+        _verify_file(folder, name, facts)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BrokenCheckpointError(f"it has no {MANIFEST_NAME}") from None
+    except (OSError, ValueError) as error:
+        raise BrokenCheckpointError(f"its {MANIFEST_NAME} cannot be read ({error})") from error
+    if not isinstance(manifest, dict):
+        raise BrokenCheckpointError(f"its {MANIFEST_NAME} is not a JSON object")
+    return manifest
+
+
+def _verify_file(folder: Path, name: str, facts: Any) -> None:
+    if not isinstance(facts, dict) or Path(name).name != name or name in (".", ".."):
+        raise BrokenCheckpointError(f"its manifest has an entry that is none of its files: {name!r}")
+    path = folder / name
+    if path.is_symlink() or not path.is_file():
+        raise BrokenCheckpointError(f"{name} is missing")
+    try:
+        size = path.stat().st_size
+        if size != facts.get("size"):
+            raise BrokenCheckpointError(f"{name} has {size} bytes instead of {facts.get('size')}")
+        if file_digest(path) != facts.get("sha256"):
+            raise BrokenCheckpointError(f"{name} has changed since it was saved (its SHA-256 differs)")
+    except OSError as error:
+        raise BrokenCheckpointError(f"{name} cannot be read ({error.strerror or error})") from error

@@ -1,0 +1,176 @@
+"""Bringing the numbers of a step from the device to the host without making the device wait.
+
+A step leaves all its scalars in one small tensor. On an accelerator that tensor is copied into
+page-locked memory behind the step's own work and read one step later; on the CPU it is read at once.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from simpletuner.core.errors import ExitCode, UserError
+from simpletuner.data.sample import Batch
+from simpletuner.events.types import StepFinished
+from simpletuner.objectives.terms import LossTerm, band_means
+from simpletuner.runtime.host import used_memory
+
+# Samples named in a message about numbers that are none.
+_NAMED_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class TermPart:
+    """What the host knows about one term of one micro-batch, in the order of the packed numbers."""
+
+    term: str
+    weight: float
+    share: float
+    names: tuple[str, ...]
+    sigmas: tuple[float, ...]
+    per_sample: bool
+
+
+@dataclass
+class StepNumbers:
+    """Collects the scalars of one optimizer step.
+
+    Attributes:
+        step: Number of the step, from 1.
+        learning_rate: Rate of the step.
+        started: Clock when the step began, seconds.
+        epoch, samples, tokens: Of the micro-batches noted so far.
+        parts: What the host knows of each noted term.
+        scalars: What the device has computed for it: its mean, and its losses per sample if any.
+    """
+
+    step: int
+    learning_rate: float
+    started: float = field(default_factory=time.perf_counter)
+    epoch: int = 0
+    samples: int = 0
+    tokens: int = 0
+    parts: list[TermPart] = field(default_factory=list)
+    scalars: list[Tensor] = field(default_factory=list)
+
+    def add(self, batch: Batch, terms: Sequence[LossTerm]) -> None:
+        """Note the terms of one micro-batch; nothing is read from the device."""
+        self.epoch = batch.epoch
+        self.samples += len(batch.sample_numbers)
+        self.tokens += batch.latents[:, 0].numel()
+        for term in terms:
+            sigmas = () if term.sigmas is None else tuple(term.sigmas.tolist())
+            self.parts.append(
+                TermPart(term.name, term.weight, batch.share, batch.sample_names, sigmas, term.per_sample is not None)
+            )
+            self.scalars.append(term.value.detach().reshape(1))
+            if term.per_sample is not None:
+                self.scalars.append(term.per_sample)
+
+    def send(self, gradient_norm: Tensor) -> PendingStep:
+        """Start the copy to the host of everything noted, and of the gradient norm."""
+        packed = torch.cat([gradient_norm.reshape(1), *self.scalars])
+        lengths = [scalar.numel() for scalar in self.scalars]
+        if packed.device.type != "cuda":
+            return PendingStep(self, packed, lengths, None)
+        landed = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
+        landed.copy_(packed, non_blocking=True)
+        arrival = torch.cuda.Event()
+        arrival.record()
+        return PendingStep(self, landed, lengths, arrival)
+
+
+@dataclass
+class PendingStep:
+    """A step whose numbers are on their way."""
+
+    numbers: StepNumbers
+    packed: Tensor
+    lengths: list[int]
+    arrival: torch.cuda.Event | None
+
+    @property
+    def waits(self) -> bool:
+        """Whether reading now would make the host wait for an accelerator."""
+        return self.arrival is not None
+
+    @cached_property
+    def values(self) -> tuple[float, list[list[float]]]:
+        """Gradient norm, and the numbers of each noted tensor; waits until they have arrived."""
+        if self.arrival is not None:
+            self.arrival.synchronize()
+        norm, *flat = self.packed.tolist()
+        rows = []
+        for length in self.lengths:
+            rows.append(flat[:length])
+            del flat[:length]
+        return norm, rows
+
+    def refuse_broken_numbers(self) -> None:
+        """Stop the run if the loss or a gradient is not a finite number.
+
+        Raises:
+            UserError: Naming the step and the samples (exit code 5).
+        """
+        norm, rows = self.values
+        if math.isfinite(norm) and all(math.isfinite(value) for row in rows for value in row):
+            return
+        step = self.numbers.step
+        lost = [name for name, loss in self._losses() if not math.isfinite(loss)]
+        found = "the loss is not a finite number" if lost else f"the gradient norm is {norm}"
+        names = lost or list(dict.fromkeys(name for part in self.numbers.parts for name in part.names))
+        more = f" and {len(names) - _NAMED_SAMPLES} more" if len(names) > _NAMED_SAMPLES else ""
+        raise UserError(
+            f"step {step}: {found}, with {', '.join(names[:_NAMED_SAMPLES])}{more}",
+            "Training on would ruin the weights, so the run stops; nothing of this step was saved, and the last "
+            "checkpoint is good",
+            "Lower learning_rate or set max_grad_norm, look at the clips named, and start again from the last "
+            "checkpoint",
+            exit_code=ExitCode.NUMERICS,
+        )
+
+    def finish(self, device: torch.device, previous_finished: float) -> StepFinished:
+        """The event of the step; the time is the one from the end of the step before."""
+        self.refuse_broken_numbers()
+        numbers = self.numbers
+        return StepFinished(
+            step=numbers.step,
+            epoch=numbers.epoch,
+            loss=self._total(),
+            learning_rate=numbers.learning_rate,
+            gradient_norm=self.values[0],
+            samples=numbers.samples,
+            tokens=numbers.tokens,
+            seconds=time.perf_counter() - max(numbers.started, previous_finished),
+            memory_bytes=used_memory(device),
+            terms=self._terms(),
+        )
+
+    def _total(self) -> float:
+        return sum(part.share * part.weight * value for part, value, _ in self._rows())
+
+    def _terms(self) -> dict[str, float]:
+        named: dict[str, float] = {}
+        sigmas: list[float] = []
+        losses: list[float] = []
+        for part, value, per_sample in self._rows():
+            named[part.term] = named.get(part.term, 0.0) + part.share * value
+            if part.sigmas:
+                sigmas += part.sigmas
+                losses += per_sample
+        several = named if len(named) > 1 else {}
+        return {**several, **band_means(sigmas, losses)}
+
+    def _losses(self) -> list[tuple[str, float]]:
+        return [pair for part, _, losses in self._rows() for pair in zip(part.names, losses, strict=False)]
+
+    def _rows(self) -> list[tuple[TermPart, float, list[float]]]:
+        """Each part with its mean and its losses per sample (empty if the term has none)."""
+        rows = iter(self.values[1])
+        return [(part, next(rows)[0], next(rows) if part.per_sample else []) for part in self.numbers.parts]

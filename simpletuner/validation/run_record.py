@@ -1,0 +1,208 @@
+"""What a run folder tells about its run: journal, metrics, settings and media, joined.
+
+Reads files only, so it works while the run goes on, after a crash, and on a copied folder. Knows
+nothing of HTML; `report.py` shows what is found here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from simpletuner.core.errors import UserError
+from simpletuner.events.run import CONFIG_FILE, VERSIONS_FILE
+from simpletuner.events.sinks.journal import JOURNAL, read_journal
+from simpletuner.events.sinks.metrics import read_metrics
+from simpletuner.validation.generate import VIDEO_FOLDER, poster_path
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One validation video that exists; paths are relative to the run folder."""
+
+    step: int
+    path: str
+    poster: str
+    is_still: bool
+
+
+@dataclass(frozen=True)
+class Sight:
+    """All videos of one prompt at one size."""
+
+    nickname: str
+    prompt: str
+    width: int
+    height: int
+    base: Clip | None
+    history: tuple[Clip, ...]  # with the adapter, by step
+
+    @property
+    def size(self) -> str:
+        return f"{self.width}x{self.height}"
+
+    @property
+    def latest(self) -> Clip | None:
+        return self.history[-1] if self.history else None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The joined facts of one run.
+
+    Attributes:
+        folder: The run folder.
+        outcome: "finished", "stopped", "failed", or "unfinished" when no end was recorded.
+        outcome_detail: What was said about the end; may be empty.
+        last_step: Last optimizer step that was told.
+        starts: How often the run was started or resumed.
+        wall_seconds: Time between first and last event, summed over the starts.
+        story: (heading, lines) as told before step 1, the last start's.
+        notices: (severity, text) of warnings and errors, each once.
+        checkpoints: Steps of the checkpoints told, newest last.
+        sights: Validation videos.
+        metrics: Lines of `metrics.jsonl`.
+        options: Option -> {"value", "origin"} of every option, by name.
+        versions: Content of `versions.json`.
+    """
+
+    folder: Path
+    outcome: str
+    outcome_detail: str
+    last_step: int
+    starts: int
+    wall_seconds: float
+    story: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+    notices: tuple[tuple[str, str], ...]
+    checkpoints: tuple[int, ...]
+    sights: tuple[Sight, ...]
+    metrics: Sequence[Mapping[str, Any]]
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    versions: Mapping[str, Any] = field(default_factory=dict)
+
+    def option(self, name: str) -> Any:
+        """Value of an option of the run, None where the run does not know it."""
+        return self.options.get(name, {}).get("value")
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Join what `folder` holds.
+
+    Raises:
+        UserError: If it is not the folder of a run.
+    """
+    events = list(read_journal(folder))
+    if not events:
+        raise UserError(
+            f"'{folder}' is not a run folder", f"A run folder holds a {JOURNAL}", "Give the output_dir of a run"
+        )
+    starts = _starts(events)
+    last = starts[-1]
+    kept = [event for start in _since_fresh(starts) for event in start]
+    metrics = list(read_metrics(folder))
+    end: dict[str, Any] = next((event for event in reversed(last) if event["kind"] == "run_finished"), {})
+    told_steps = [int(e["step"]) for e in kept if e["kind"] in ("step_finished", "run_finished", "checkpoint_saved")]
+    return RunRecord(
+        folder=folder,
+        outcome=end.get("outcome", "unfinished"),
+        outcome_detail=end.get("detail", ""),
+        last_step=int(end.get("step", told_steps[-1] if told_steps else 0)),
+        starts=len(_since_fresh(starts)),
+        wall_seconds=sum(_seconds_between(start[0], start[-1]) for start in _since_fresh(starts)),
+        story=tuple((e["heading"], tuple(map(tuple, e["lines"]))) for e in last if e["kind"] == "story_told"),
+        notices=tuple({(e["severity"], e["text"]): None for e in last if _is_alarming(e)}),
+        checkpoints=tuple(sorted({int(e["step"]) for e in kept if e["kind"] == "checkpoint_saved"})),
+        sights=_find_sights(folder, events, kept),
+        metrics=metrics,
+        options=_read_options(folder),
+        versions=_read_json(folder / VERSIONS_FILE),
+    )
+
+
+def _starts(events: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Events of each start of the program; one that failed while planning is passed over."""
+    starts: dict[int, list[dict[str, Any]]] = {}
+    for event in events:
+        starts.setdefault(int(event["start"]), []).append(event)
+    begun = [start for start in starts.values() if _beginning(start)]
+    return begun or [list(events)]
+
+
+def _beginning(start: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The `run_started` of a start; planning and its notices come before it."""
+    return next((event for event in start if event["kind"] == "run_started"), {})
+
+
+def _since_fresh(starts: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+    """The last start that did not resume, and what followed: one story."""
+    for index in range(len(starts) - 1, 0, -1):
+        if not _beginning(starts[index]).get("resumed_from"):
+            return starts[index:]
+    return starts
+
+
+def _find_sights(folder: Path, events: Iterable[dict[str, Any]], kept: Sequence[dict[str, Any]]) -> tuple[Sight, ...]:
+    groups: dict[tuple[str, int, int], dict[str, Any]] = {}
+    for event in (e for e in kept if e["kind"] == "video_generated"):
+        key = (event["nickname"], event["width"], event["height"])
+        group = groups.setdefault(key, {"prompt": "", "base": None, "history": {}})
+        group["prompt"] = event["prompt"]
+        clip = _clip(folder, event)
+        if clip is not None and event["weights"] == "adapter":
+            group["history"][clip.step] = clip
+    # The base model does not change with the run: its videos of an earlier start still hold.
+    for event in (e for e in events if e["kind"] == "video_generated" and e["weights"] == "base"):
+        key = (event["nickname"], event["width"], event["height"])
+        if key in groups and event["prompt"] == groups[key]["prompt"]:
+            groups[key]["base"] = _clip(folder, event)
+    return tuple(
+        Sight(*key, base=g["base"], history=tuple(g["history"][s] for s in sorted(g["history"])))
+        for key, g in ((_named(key, group), group) for key, group in groups.items())
+        if g["base"] is not None or g["history"]
+    )
+
+
+def _named(key: tuple[str, int, int], group: Mapping[str, Any]) -> tuple[str, str, int, int]:
+    return (key[0], group["prompt"], key[1], key[2])
+
+
+def _clip(folder: Path, event: Mapping[str, Any]) -> Clip | None:
+    """The video of an event, found by its name, so that a moved run folder still shows it."""
+    path = folder / VIDEO_FOLDER / Path(event["path"]).name
+    if not path.is_file():
+        return None
+    still = path.suffix == ".png"
+    poster = path if still else poster_path(path)
+    return Clip(
+        int(event["step"]),
+        path.relative_to(folder).as_posix(),
+        poster.relative_to(folder).as_posix() if poster.is_file() else "",
+        still,
+    )
+
+
+def _is_alarming(event: Mapping[str, Any]) -> bool:
+    return event["kind"] == "noticed" and event["severity"] in ("warning", "error")
+
+
+def _seconds_between(first: Mapping[str, Any], last: Mapping[str, Any]) -> float:
+    moments = [datetime.fromisoformat(event["time"].replace("Z", "+00:00")) for event in (first, last)]
+    return (moments[1] - moments[0]).total_seconds()
+
+
+def _read_options(folder: Path) -> dict[str, Mapping[str, Any]]:
+    sections = _read_json(folder / CONFIG_FILE).get("options", {})
+    return {name: facts for options in sections.values() for name, facts in options.items()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Content of a JSON file; empty when it is missing or was never finished."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,46 @@
+"""Fixtures every room may use: the real clips, small checkpoints, one thread."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def real_clips() -> Path:
+    """The folder of real clips beside the checkout; tests that need it skip where it is absent."""
+    folder = REPOSITORY.parent / "shared" / "clips"
+    if not folder.is_dir():
+        pytest.skip("the real clips (../shared/clips) are not on this machine")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def guide_files() -> Path:
+    """The user's guide's own files beside the checkout; tests that need them skip where absent."""
+    folder = REPOSITORY.parent / "shared" / "reference" / "quickstart"
+    if not folder.is_dir():
+        pytest.skip("the guide's own files (../shared/reference/quickstart) are not on this machine")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete small random checkpoint in the layout of LTX-Video 0.9.5."""
+    from simpletuner.models.ltxvideo.miniature import write_miniature
+
+    return write_miniature(tmp_path_factory.mktemp("miniature") / "ltx-0.9.5", "0.9.5", seed=0)

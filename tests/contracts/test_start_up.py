@@ -1,0 +1,60 @@
+"""The command line starts without torch, and quickly."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+HEAVY = ["torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "av", "matplotlib", "safetensors"]
+PROBE = """
+import json, sys
+from simpletuner.cli.main import main
+code = main(json.loads(sys.argv[1]))
+sys.stderr.write("\\nLOADED " + json.dumps([code, [name for name in json.loads(sys.argv[2]) if name in sys.modules]]))
+"""
+COMMANDS = [
+    ([], 0),
+    (["--help"], 0),
+    (["--version"], 0),
+    (["train", "--help"], 0),
+    (["check"], 2),
+    (["options"], 0),
+    (["options", "lora_rank"], 0),
+    (["examples", "list"], 0),
+    (["trian"], 2),
+    (["configure"], 2),
+    (["train", "--config", "nope.json"], 2),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), COMMANDS, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_nothing_heavy_is_loaded(words: list[str], code: int, tmp_path: Path, repository: Path) -> None:
+    arguments = [sys.executable, "-c", PROBE, json.dumps(words), json.dumps(HEAVY)]
+    done = subprocess.run(
+        arguments, capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(repository)}, check=True
+    )
+    assert json.loads(done.stderr.rpartition("LOADED ")[2]) == [code, []]
+
+
+def test_help_and_check_take_well_under_a_second(tmp_path: Path, repository: Path) -> None:
+    """Best of three, so that a busy machine does not fail it."""
+    for words in (["--help"], ["check", "--example", "quickstart"]):
+        best = 60.0
+        for _ in range(3):
+            begun = time.perf_counter()
+            subprocess.run(
+                [sys.executable, "-m", "simpletuner", *words],
+                capture_output=True,
+                cwd=tmp_path,
+                env={"PYTHONPATH": str(repository)},
+                check=False,
+            )
+            best = min(best, time.perf_counter() - begun)
+        assert best < 1.5, words

@@ -1,0 +1,117 @@
+"""`simpletuner train` from clips to adapter, as a user meets it: through the command line."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from projects import Project
+from safetensors.torch import load_file
+
+from simpletuner.cli.main import main
+
+ADAPTER = "pytorch_lora_weights.safetensors"
+
+
+def same_adapter(one: Path, other: Path) -> bool:
+    first, second = load_file(one), load_file(other)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_leaves_adapter_checkpoints_metrics_and_videos(project: Project, capfd: pytest.CaptureFixture) -> None:
+    code = main(
+        project.arguments(
+            validation_disable="false",
+            validation_prompt="a red circle moves to the right",
+            validation_resolution="64x64",
+            validation_num_video_frames=9,
+            validation_num_inference_steps=2,
+        )
+    )
+    told = capfd.readouterr().out
+    assert code == 0
+    output = project.output
+    assert {path.name for path in output.glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-6"}
+    assert same_adapter(output / ADAPTER, output / "checkpoint-6" / ADAPTER)
+    assert [line["step"] for line in project.metrics()] == [1, 2, 3, 4, 5, 6]
+    videos = sorted(path.name for path in output.rglob("*.mp4"))
+    assert len(videos) == 2
+    assert videos[0].startswith("base_")
+    assert videos[1].startswith("step_6_")
+    assert (output / "contact_sheet.png").stat().st_size > 0
+    assert (output / "report.html").stat().st_size > 0
+    document = json.loads((output / "resolved_config.json").read_text())
+    assert document["options"]["adapter"]["lora_rank"] == {
+        "value": 4,
+        "origin": document["options"]["adapter"]["lora_rank"]["origin"],
+    }
+    assert "config.json" in document["options"]["adapter"]["lora_rank"]["origin"]
+    for phrase in ("Buckets", "96x64@9", "Training", "adapter  ", "report.html"):
+        assert phrase in told, phrase
+
+
+def test_a_resumed_run_equals_the_straight_one_and_encodes_nothing_again(
+    project: Project, capfd: pytest.CaptureFixture
+) -> None:
+    straight = project.folder / "straight"
+    assert main(project.arguments(output_dir=straight, max_train_steps=6)) == 0
+    capfd.readouterr()
+    assert main(project.arguments(max_train_steps=3)) == 0
+    assert "4 reused" in capfd.readouterr().out
+    assert main(project.arguments(max_train_steps=6)) == 0
+    assert "checkpoint-3" in capfd.readouterr().out
+    assert same_adapter(straight / ADAPTER, project.output / ADAPTER)
+    assert [line["loss"] for line in project.metrics()] == [
+        json.loads(line)["loss"] for line in (straight / "metrics.jsonl").read_text().splitlines()
+    ]
+    # A finished run says so and changes nothing.
+    before = (project.output / ADAPTER).read_bytes()
+    assert main(project.arguments(max_train_steps=6)) == 0
+    assert "nothing to train" in capfd.readouterr().out
+    assert (project.output / ADAPTER).read_bytes() == before
+
+
+def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(project: Project) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "simpletuner", *project.arguments(max_train_steps=100000)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    metrics = project.output / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 4):
+        assert time.monotonic() < deadline, "the run did not reach step 4"
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    told, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert "Traceback" not in told
+    assert "Start the same command again" in told
+    steps = [int(path.name.split("-")[1]) for path in project.output.glob("checkpoint-*")]
+    assert max(steps) == project.metrics()[-1]["step"]
+
+
+def test_killing_the_process_loses_no_checkpoint(project: Project) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "simpletuner", *project.arguments(max_train_steps=100000, checkpoint_step_interval=2)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not (project.output / "checkpoint-6").exists():
+        assert time.monotonic() < deadline, "the run did not reach step 6"
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    newest = max(int(path.name.split("-")[1]) for path in project.output.glob("checkpoint-*"))
+    assert main(project.arguments(max_train_steps=newest + 2, checkpoint_step_interval=0)) == 0
+    assert [line["step"] for line in project.metrics()] == list(range(1, newest + 3))
+    assert not list(project.output.glob(".staging-*"))

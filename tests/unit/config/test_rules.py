@@ -1,0 +1,162 @@
+"""Rules across options and data sets, each with the sentence a person reads."""
+
+# ruff: noqa: E501 - one finding per line reads as a table
+
+from __future__ import annotations
+
+import pytest
+
+from simpletuner.config.resolve import resolve_config
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"max_train_steps": 0}, "error: config/config.json:4: max_train_steps and num_train_epochs are both 0."),
+        ({"num_train_epochs": 3}, "error: config/config.json:6: max_train_steps = 100 and num_train_epochs = 3 are both set."),
+        ({"num_train_epochs": 3, "ignore_final_epochs": True}, "note: config/config.json:6: max_train_steps = 100 ends the run"),
+        ({"lr_scheduler": "cosine", "lr_warmup_steps": 100}, "lr_warmup_steps = 100 is equal to max_train_steps: read as one cosine"),
+        ({"lr_scheduler": "cosine", "lr_warmup_steps": 10}, "note: config/config.json:7: 10 steps of warm-up, then the cosine."),
+        ({"lr_scheduler": "linear", "lr_warmup_steps": 100}, "warning: config/config.json:7: lr_warmup_steps = 100 is not below"),
+        ({"lr_scheduler": "constant", "lr_warmup_steps": 10}, "read as 'constant_with_warmup'"),
+        ({"lr_scheduler": "polynomial", "lr_end": 1}, "error: config/config.json:7: lr_end = 1 is not below learning_rate"),
+        ({"max_grad_norm": 0.0}, "note: config/config.json:6: max_grad_norm = 0: gradients are not clipped."),
+        ({"lora_type": "lycoris", "lora_rank": 128}, "note: config/config.json:7: lora_rank = 128 has no effect with lora_type lycoris."),
+        ({"flow_schedule_auto_shift": True, "flow_schedule_shift": 3}, "flow_schedule_shift = 3.0 exclude each other"),
+        ({"mixed_precision": "no"}, 'Set mixed_precision to "bf16", or optimizer to "torch-adamw".'),
+        ({"mixed_precision": "fp16"}, "error: config/config.json:6: mixed_precision = \"fp16\". Not built yet"),
+        ({"validation_resolution": "720x400"}, "validation size 720x400 is rounded down to 704x384."),
+        ({"validation_resolution": "big"}, "error: config/config.json:6: validation_resolution = \"big\"."),
+        ({"validation_num_video_frames": 125}, "validation_num_video_frames = 125 is rounded down to 121."),
+        ({"validation_prompt": ""}, "warning: validation_prompt: there is no validation prompt"),
+        ({"validation_prompt": "a cat"}, "note: short prompts: validation."),
+        ({"report_to": "wandb,none"}, "error: config/config.json:6: report_to = \"wandb\". Not built yet: the tracker 'wandb'."),
+        ({"report_to": "wandbb"}, "There is no such tracker. Did you mean 'wandb'?"),
+        ({"model_family": None}, 'error: model_family is missing. It says which architecture is trained. Write "model_family": "ltxvideo".'),
+        ({"model_type": None}, 'error: model_type is missing. It says what is trained. Write "model_type": "lora".'),
+        ({"model_type": "full"}, "Not built yet: training all weights. Use lora."),
+        ({"model_flavour": "0.9.4"}, "error: config/config.json:6: model_flavour = \"0.9.4\"."),
+        ({"optimizer": "adamw"}, "error: config/config.json:6: optimizer = \"adamw\". It must be one of: adamw_bf16, torch-adamw."),
+        ({"optimizer": "adamw8bit"}, "optimi-adamw is its successor"),
+        ({"optimizer": "optimi-lion"}, "Not built yet: the optimizer 'optimi-lion'. Use adamw_bf16, torch-adamw."),
+        ({"gradient_checkpointing_interval": 4}, "It cannot be used with LTX-Video"),
+        ({"base_model_precision": "fp8-quanto"}, "does not work with LTX-Video at all"),
+        ({"text_encoder_2_precision": "int8-quanto"}, "note: config/config.json:6: text_encoder_2_precision"),
+        ({"offload_during_startup": True}, "note: config/config.json:6: offload_during_startup = true. Encoders and transformer are never"),
+        ({"delete_problematic_images": "true"}, "note: config/config.json:6: delete_problematic_images = \"true\". Nothing is ever deleted"),
+        ({"enable_group_offload": True, "enable_model_cpu_offload": True}, "exclude each other"),
+        ({"aspect_bucket_alignment": 40}, "LTX-Video wants multiples of 32."),
+        ({"user_prompt_library": "nope.json"}, "user_prompt_library = \"nope.json\": there is no such file."),
+    ],
+)  # fmt: skip
+def test_options(desk, options: dict[str, object], text: str) -> None:
+    desk.add(**options)
+    texts = desk.texts()
+    assert any(text in found for found in texts), texts
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ({"video": {"num_frames": 125, "min_frames": 125}}, "note: config/multidatabackend.json:8: clips: video.num_frames = 125 is trained as 121"),
+        ({"video": {"num_frames": 49, "min_frames": 25}}, "error: config/multidatabackend.json:9: clips: video.min_frames = 25 is below num_frames = 49."),
+        ({"video": {"min_frames": 25}}, "video.min_frames = 25 is below num_frames = 121."),
+        ({"video": {"num_frames": 49, "max_frames": 25}}, "video.max_frames = 25 is below the 49 frames"),
+        ({"video": {"frame_interval": 8}}, "warning: config/multidatabackend.json:8: clips: video.frame_interval has no effect"),
+        ({"video": {"num_frames": 49, "bucket_strategy": "resolution_frames"}}, "all clips have one length"),
+        ({"video": {"is_i2v": True}}, "video.is_i2v = true. Not built yet: image-to-video training. Remove it."),
+        ({"num_frames": 49}, "unknown key 'num_frames'. It belongs inside the `video` block"),
+        ({"maximum_image_size": 480}, "target_downsample_size is missing."),
+        ({"maximum_image_size": 400, "target_downsample_size": 480}, "target_downsample_size = 480 is above maximum_image_size = 400."),
+        ({"maximum_image_size": 600, "target_downsample_size": 400}, "warning"),
+        ({"resolution_type": "area", "resolution": 480}, "resolution = 480 with resolution_type area. `area` counts megapixels."),
+        ({"resolution": 0.25}, "resolution = 0.25 with resolution_type pixel_area. `pixel_area` counts pixels"),
+        ({"crop": True, "crop_aspect": "closest"}, "without crop_aspect_buckets"),
+        ({"crop_aspect": "square"}, "warning: config/multidatabackend.json:7: clips: crop_aspect without crop: true."),
+        ({"crop_style": "face"}, "Not built yet: cropping around faces."),
+        ({"caption_strategy": "instanceprompt"}, "caption_strategy = instanceprompt without instance_prompt."),
+        ({"type": "aws"}, "Not built yet: data sets of type 'aws'. Use local."),
+        ({"dataset_type": "eval"}, "dataset_type = \"eval\". Not built yet: evaluation sets."),
+        ({"dataset_type": "vidoe"}, "Did you mean 'video'?"),
+        ({"metadata_backend": "parquet"}, "Not built yet: facts about clips from parquet. Use discovery."),
+        ({"instance_data_dir": "clisp"}, "there is no such folder. Looked at"),
+        ({"instance_data_dir": "clisp"}, "Did you mean 'clips'?"),
+        ({"instance_data_dir": None}, "instance_data_dir is missing."),
+        ({"disabled": "true"}, "error: config/multidatabackend.json: no data set to train."),
+        ({"dataset_type": "image", "video": {"num_frames": 25}}, "the `video` block has no effect on images."),
+        ({"id": ""}, "this entry has no id."),
+        ({"probability": 0.5}, "Not built yet: weighting data sets (use repeats). Remove it, or set 1.0."),
+        ({"cache_dir_vae": "{env:NOWHERE}"}, "{env:NOWHERE} names an environment variable that is not set"),
+    ],
+)  # fmt: skip
+def test_datasets(desk, keys: dict[str, object], text: str) -> None:
+    desk.change_clips(**keys)
+    texts = desk.texts()
+    assert any(text in found for found in texts), texts
+
+
+def test_disabled_is_read_as_a_word_not_as_truth(desk) -> None:
+    desk.change_clips(disabled="false", crop="false")
+    dataset = resolve_config([], {}, desk.folder).datasets[0]
+    assert (dataset.disabled, dataset.crop) == (False, False)
+
+
+def test_two_entries(desk) -> None:
+    entry = {"id": "a", "dataset_type": "video", "instance_data_dir": "clips", "cache_dir_vae": "shared"}
+    desk.write_datasets([entry, {**entry, "resolution": 320}])
+    assert any("the id 'a' is used twice" in text for text in desk.texts())
+    desk.write_datasets([entry, {**entry, "id": "b", "resolution": 320}])
+    assert any("also that of 'a', which differs in resolution" in text for text in desk.texts())
+    desk.write_datasets([entry, {**entry, "id": "b", "repeats": 3}])
+    assert len(resolve_config([], {}, desk.folder).datasets) == 2
+
+
+def test_stores_of_captions(desk) -> None:
+    store = {"dataset_type": "text_embeds"}
+    clips = {"id": "a", "dataset_type": "video", "instance_data_dir": "clips"}
+    desk.write_datasets([clips])
+    assert any(
+        "no text_embeds entry: encoded captions go to output/ltxvideo/cache/text" in text for text in desk.texts()
+    )
+    desk.write_datasets([clips, {"id": "x", **store}, {"id": "y", **store}])
+    assert any("Exactly one of several must be the default" in text for text in desk.texts())
+    desk.write_datasets([clips, {"id": "x", **store}, {"id": "y", "default": True, **store}])
+    assert resolve_config([], {}, desk.folder).text_embeds.id == "y"
+
+
+def test_globals_are_only_defaults_and_placeholders_are_filled(desk) -> None:
+    desk.add(resolution=320, minimum_image_size=64, framerate=24, output_dir="out")
+    desk.change_clips(resolution=480, cache_dir_vae="{output_dir}/{model_family}/{id}")
+    config = resolve_config([], {}, desk.folder)
+    dataset = config.datasets[0]
+    assert (dataset.resolution, dataset.minimum_image_size, dataset.framerate) == (480, 64, 24)
+    assert dataset.cache_dir_vae == "out/ltxvideo/clips"
+    assert any("resolution = 320 is only the default" in str(notice) for notice in config.notices)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"), [("{}", "a list of entries"), ("[3]", "Each entry is an object"), ("[{]", ":1:3")]
+)
+def test_odd_dataset_files(desk, text: str, part: str) -> None:
+    desk.write("config/multidatabackend.json", text)
+    assert any(part in found for found in desk.texts()), desk.texts()
+
+
+def test_prompt_library(desk) -> None:
+    desk.write(
+        "config/prompts.json",
+        '{"a/../b": "first", "a_b": {"caption": "second"}, "A_B": {"prompt": "third <token>"}, "_note": 1, "bad": 3,}',
+    )
+    desk.add(user_prompt_library="config/prompts.json")
+    texts = desk.texts()
+    assert any("prompt 'bad' has no text" in text for text in texts)
+    assert any("placeholder <token>" in text for text in texts)
+    desk.write("config/prompts.json", '{"a/../b": "first", "a_.._b": {"caption": "second"}, "..": "third"}')
+    names = [prompt.nickname for prompt in resolve_config([], {}, desk.folder).prompts]
+    assert names == ["validation", "a_.._b", "a_.._b-2", "prompt"]
+    assert not any("/" in name or name.startswith(".") for name in names)
+
+
+def test_constant_with_warm_up_becomes_what_it_means(desk) -> None:
+    desk.add(lr_scheduler="constant", lr_warmup_steps=10)
+    assert resolve_config([], {}, desk.folder).schedule.lr_scheduler == "constant_with_warmup"

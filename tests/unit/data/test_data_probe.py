@@ -1,0 +1,246 @@
+"""Headers: exact counts and rates, turning and pixel shape, and every kind of bad file by its reason."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from simpletuner.data.probe import UnusableMedia, probe, probe_all
+from simpletuner.events.types import Event, StageAdvanced, StageFinished, StageStarted
+
+NTSC = Fraction(30000, 1001)
+Write = Callable[..., Path]
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(UnusableMedia) as caught:
+        probe(path)
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("rate", [8, 25, NTSC, 50])
+@pytest.mark.parametrize(
+    ("ending", "codec", "pixel_format"),
+    [("mp4", "libx264", "yuv420p"), ("mkv", "libx264", "yuv420p"), ("webm", "libvpx-vp9", "yuv420p"),
+     ("avi", "mpeg4", "yuv420p"), ("gif", "gif", "rgb8"), ("mov", "mjpeg", "yuvj420p")],
+)  # fmt: skip
+def test_counts_and_rates(
+    tmp_path: Path, write_clip: Write, ending: str, codec: str, pixel_format: str, rate: Fraction | int
+) -> None:
+    path = write_clip(tmp_path / f"a.{ending}", frames=19, rate=rate, codec=codec, pixel_format=pixel_format)
+    info = probe(path)
+    assert (info.kind, info.width, info.height, info.num_frames) == ("video", 128, 96, 19)
+    # A gif counts hundredths of a second, so other rates are rounded by the format itself.
+    assert info.frame_rate == pytest.approx(float(rate), rel=0.02 if ending == "gif" else 1e-9)
+    assert info.duration_seconds == pytest.approx(19 / float(rate), rel=0.04 if ending == "gif" else 0.003)
+
+
+def test_fragmented_mp4_is_counted_by_packets(tmp_path: Path, write_clip: Write) -> None:
+    path = write_clip(tmp_path / "a.mp4", frames=30, container_options={"movflags": "frag_keyframe+empty_moov"})
+    assert probe(path).num_frames == 30
+
+
+def test_mean_rate_of_a_variable_clip(tmp_path: Path, write_clip: Write) -> None:
+    stamps = [*range(0, 400, 40), *range(400, 1400, 100)]
+    info = probe(write_clip(tmp_path / "a.mkv", stamps_ms=stamps))
+    assert info.num_frames == 20
+    assert info.frame_rate == pytest.approx(20 / info.duration_seconds)
+    assert 1.3 < info.duration_seconds < 1.45
+
+
+def test_one_frame(tmp_path: Path, write_clip: Write) -> None:
+    info = probe(write_clip(tmp_path / "a.mp4", frames=1))
+    assert info.num_frames == 1
+    assert info.frame_rate > 0
+
+
+@pytest.mark.parametrize(("rotation", "size"), [(90, (96, 128)), (180, (128, 96)), (270, (96, 128))])
+def test_turned_clips_have_their_shown_size(
+    tmp_path: Path, write_clip: Write, rotation: int, size: tuple[int, int]
+) -> None:
+    info = probe(write_clip(tmp_path / "a.mp4", frames=3, rotation=rotation))
+    assert (info.width, info.height) == size
+    assert info.rotation == rotation
+
+
+def test_sample_aspect(tmp_path: Path, write_clip: Write) -> None:
+    def anamorphic(stream: object) -> None:
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+
+    info = probe(write_clip(tmp_path / "a.mp4", frames=3, prepare=anamorphic))
+    assert (info.width, info.height) == (171, 96)
+    assert info.sample_aspect == pytest.approx(4 / 3)
+
+
+def test_pictures_and_their_orientation(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(path, exif=exif)
+    info = probe(path)
+    assert (info.kind, info.width, info.height, info.num_frames, info.rotation) == ("image", 20, 40, 1, 270)
+
+
+def test_content_decides_not_the_ending(tmp_path: Path, write_clip: Write) -> None:
+    picture = tmp_path / "really a picture.mp4"
+    Image.new("RGB", (40, 20)).save(picture, format="PNG")
+    assert probe(picture).kind == "image"
+    clip = write_clip(tmp_path / "a.mp4", frames=3).rename(tmp_path / "really a clip.jpg")
+    assert probe(clip).kind == "video"
+    other = write_clip(tmp_path / "b.mkv", frames=3).rename(tmp_path / "really matroska.MP4")
+    assert probe(other).num_frames == 3
+
+
+# Bad files
+
+
+def test_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    assert refused(tmp_path / "a.mp4") == "empty file (0 bytes)"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "Git LFS pointer"),
+        ("<!DOCTYPE html>\n<html><body>404</body></html>", "HTML page"),
+        ("#EXTM3U\n#EXT-X-VERSION:3\nhttp://127.0.0.1/x.ts\n", "text file"),
+        ("é" * 300, "text file"),
+    ],
+)
+def test_texts(tmp_path: Path, content: str, reason: str) -> None:
+    (tmp_path / "a.mp4").write_text(content, encoding="utf-8")
+    assert reason in refused(tmp_path / "a.mp4")
+
+
+def test_noise(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    assert "not a readable clip" in refused(tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.99])
+def test_mp4_whose_index_at_the_end_is_cut_off(tmp_path: Path, write_clip: Write, part: float) -> None:
+    path = write_clip(tmp_path / "a.mp4")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * part)])
+    assert "truncated: the index (moov)" in refused(path)
+
+
+@pytest.mark.parametrize("part", [0.5, 0.9, 0.99])
+def test_mp4_with_its_index_first_is_not_used_as_a_shorter_clip(tmp_path: Path, write_clip: Write, part: float) -> None:
+    path = write_clip(tmp_path / "a.mp4", container_options={"movflags": "faststart"})
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * part)])
+    assert "truncated: the header declares 33 frames, the file ends after" in refused(path)
+
+
+def test_cut_matroska(tmp_path: Path, write_clip: Write) -> None:
+    path = write_clip(tmp_path / "a.mkv", frames=100)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert "truncated: the header declares 4.00 s, the file ends after" in refused(path)
+
+
+def test_avi_whose_header_lies(tmp_path: Path, write_clip: Write) -> None:
+    path = write_clip(tmp_path / "a.avi", frames=19, codec="mpeg4")
+    content = bytearray(path.read_bytes())
+    length = content.index(b"strh") + 8 + 32  # dwLength of the stream header
+    assert struct.unpack_from("<I", content, length) == (19,)
+    struct.pack_into("<I", content, length, 30)
+    path.write_bytes(bytes(content))
+    assert "declares 30 frames, the file holds 19" in refused(path)
+
+
+def _write_tone(path: Path, cover: bool = False) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        picture = None
+        if cover:
+            picture = container.add_stream("mjpeg", rate=1)
+            picture.width, picture.height, picture.pix_fmt = 32, 32, "yuvj420p"
+            picture.disposition = av.stream.Disposition.attached_pic
+        if picture is not None:
+            shown = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+            container.mux(picture.encode(shown))
+            container.mux(picture.encode())
+        tone = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        tone.sample_rate = 44100
+        for _ in range(4):
+            container.mux(stream.encode(tone))
+        container.mux(stream.encode())
+
+
+def test_audio_only(tmp_path: Path) -> None:
+    _write_tone(tmp_path / "a.mp4")
+    assert refused(tmp_path / "a.mp4") == "no video stream: the file holds only audio"
+
+
+def test_a_cover_picture_is_no_clip(tmp_path: Path) -> None:
+    _write_tone(tmp_path / "a.mp4", cover=True)
+    assert refused(tmp_path / "a.mp4") == "no video stream: the file holds only audio and a cover picture"
+
+
+def test_giant_pictures_are_refused_by_their_header(tmp_path: Path) -> None:
+    chunk = struct.pack(">II5B", 60000, 60000, 8, 2, 0, 0, 0)
+    header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + chunk
+    (tmp_path / "a.png").write_bytes(
+        header + struct.pack(">I", zlib.crc32(b"IHDR" + chunk)) + b"\0\0\1\0IDAT" + b"\0" * 64
+    )
+    assert "at most 64 are decoded" in refused(tmp_path / "a.png")
+    Image.new("1", (9000, 8000)).save(tmp_path / "b.png")
+    assert "9000x8000 = 72" in refused(tmp_path / "b.png")
+
+
+def test_high_dynamic_range_is_refused(tmp_path: Path, write_clip: Write) -> None:
+    options = {"x264-params": "transfer=smpte2084", "preset": "ultrafast"}
+    assert "high dynamic range (PQ" in refused(write_clip(tmp_path / "a.mp4", frames=2, options=options))
+
+
+def test_pipes_are_never_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.mp4")
+    assert "not an ordinary file" in refused(tmp_path / "a.mp4")
+
+
+def test_missing_and_dangling(tmp_path: Path) -> None:
+    assert "cannot be reached" in refused(tmp_path / "gone.mp4")
+    (tmp_path / "a.mp4").symlink_to(tmp_path / "nothing.mp4")
+    assert refused(tmp_path / "a.mp4") == "the link points to nothing"
+
+
+def test_flipped_bytes_never_crash(tmp_path: Path, write_clip: Write) -> None:
+    whole = write_clip(tmp_path / "a.mp4", frames=9).read_bytes()
+    path = tmp_path / "b.mp4"
+    outcomes = set()
+    for seed in range(40):
+        dice = np.random.default_rng(seed)
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        damaged[dice.integers(0, len(damaged), 20)] ^= 255
+        path.write_bytes(damaged.tobytes())
+        try:
+            outcomes.add(probe(path).num_frames >= 1)
+        except UnusableMedia as unusable:
+            outcomes.add(bool(unusable.reason))
+    assert outcomes == {True}
+
+
+def test_all_at_once_with_progress(tmp_path: Path, write_clip: Write) -> None:
+    good = write_clip(tmp_path / "good.mp4", frames=5)
+    bad = tmp_path / "bad.mp4"
+    bad.touch()
+    events: list[Event] = []
+    found = probe_all([good, bad], workers=4, emit=events.append)
+    assert found[good].num_frames == 5
+    assert isinstance(found[bad], UnusableMedia)
+    assert events[0] == StageStarted("probe", "Reading headers", 2, "files")
+    assert [event.done for event in events if isinstance(event, StageAdvanced)] == [1, 2]
+    assert isinstance(events[-1], StageFinished)
+    assert events[-1].summary == "1 unusable"

@@ -1,0 +1,137 @@
+"""What a person sees, on a terminal and in a log file."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from simpletuner.events.sinks import console as module
+from simpletuner.events.sinks.console import ConsoleSink
+from simpletuner.events.types import (
+    CheckpointSaved,
+    Event,
+    Noticed,
+    RunFinished,
+    RunStarted,
+    StageAdvanced,
+    StageFinished,
+    StageStarted,
+    StepFinished,
+    StoryTold,
+    VideoGenerated,
+)
+from simpletuner.events.wording import told_duration, told_rate, told_size
+
+
+def step(number: int) -> StepFinished:
+    return StepFinished(number, 1, 1.0 / number, 1e-4, 0.7, 2, 336, 0.01, 3_200_000_000)
+
+
+def tell(events: list[Event], *, terminal: bool) -> str:
+    out = io.StringIO()
+    sink = ConsoleSink(Path(), Console(file=out, force_terminal=terminal, width=120, highlight=False))
+    for sequence, event in enumerate(events, 1):
+        sink.receive(event, sequence)
+    sink.close()
+    return out.getvalue()
+
+
+STORY: list[Event] = [
+    RunStarted("demo", "output/demo", "output/demo/checkpoint-10"),
+    StoryTold("Clips", (("found", "6 in [red]datasets[/red]/clips"), ("used", "5"), ("\u753b\u9762", "1 bucket"))),
+    StageStarted("latents", "Encoding clips", 5, "clips", 2),
+    StageAdvanced("latents", 5, "deep/clip.mp4"),
+    StageFinished("latents", 5, 1.5, "3 encoded, 2 reused"),
+    Noticed("warning", "clip [x].mp4 is left out: it is empty"),
+    StageStarted("train", "Training", 4, "steps"),
+    *[step(number) for number in range(1, 5)],
+    CheckpointSaved(4, "output/demo/checkpoint-4", 0.2, 1_500_000),
+    VideoGenerated(4, "adapter", "cat", "a cat", 64, 64, 9, 25.0, 1, "v/step_4_cat_64x64.mp4", 2.0),
+    StageFinished("train", 4, 130.0),
+    RunFinished(4, "finished", "report: output/demo/report.html"),
+]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_whole_story_is_told(terminal: bool) -> None:
+    text = tell(STORY, terminal=terminal)
+    for part in (
+        "Run 'demo' in output/demo",
+        "Going on from output/demo/checkpoint-10",
+        "6 in [red]datasets[/red]/clips",  # taken literally, not as markup
+        "Encoding clips: 5 clips in 1.5 s (3 encoded, 2 reused)",
+        "warning: clip [x].mp4 is left out",
+        "Checkpoint of step 4: output/demo/checkpoint-4 (1.5 MB)",
+        "Training: 4 steps in 2 min 10 s",
+        "Finished after step 4",
+        "0.5208 -> 0.5208",
+        "last checkpoint",
+        "report: output/demo/report.html",
+    ):
+        assert part in text, part
+    assert ("\x1b[" in text) == terminal
+
+
+def test_bars_show_progress_loss_and_rate_on_a_terminal() -> None:
+    out = io.StringIO()
+    sink = ConsoleSink(Path(), Console(file=out, force_terminal=True, width=140, highlight=False))
+    sink.receive(StageStarted("train", "Training", 10, "steps"), 1)
+    for number in range(1, 6):
+        sink.receive(step(number), number + 1)
+    assert isinstance(sink._display, module._Bars)
+    sink._display._progress.refresh()
+    sink.receive(StageStarted("validation", "Generating videos", 50, "steps"), 7)
+    sink.receive(StageAdvanced("validation", 25, "cat"), 8)
+    sink._display._progress.refresh()
+    text = out.getvalue()
+    sink.close()
+    assert "5/10 steps" in text
+    assert "loss 0.2000, lr 1.0e-04, 3.2 GB" in text
+    assert "25/50 steps" in text
+
+
+def test_a_log_file_gets_a_line_per_tenth_at_most_one_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    sink = ConsoleSink(Path(), Console(file=out, width=120, highlight=False))
+    sink.receive(StageStarted("train", "Training", 1000, "steps"), 1)
+    for number in range(1, 1001):
+        now[0] += 0.02  # 20 seconds in all: 2 seconds per tenth
+        sink.receive(step(number), number)
+    slow = out.getvalue().splitlines()
+    assert len(slow) == 10
+    assert slow[0].startswith("Training: 100/1000 steps, 50.0 steps/s, 18.0 s left, loss 0.0100, lr 1.0e-04")
+    for number in range(1, 1001):
+        now[0] += 0.001  # one second in all
+        sink.receive(step(number), number)
+    assert len(out.getvalue().splitlines()) <= 12
+
+
+def test_a_slow_stage_says_a_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    sink = ConsoleSink(Path(), Console(file=out, width=120, highlight=False))
+    sink.receive(StageStarted("train", "Training", 100_000, "steps"), 1)
+    for number in range(1, 31):
+        now[0] += 10
+        sink.receive(step(number), number)
+    assert len(out.getvalue().splitlines()) == 5
+
+
+def test_stages_without_work_and_unknown_stages_do_no_harm() -> None:
+    text = tell([StageStarted("prompts", "Encoding prompts", 0), StageFinished("prompts", 0, 0.0), step(1),
+                 StageAdvanced("unknown", 3)], terminal=False)  # fmt: skip
+    assert "Encoding prompts: 0 items in 0.0 s" in text
+
+
+def test_numbers_read_well() -> None:
+    assert [told_duration(s) for s in (0.04, 59.94, 59.96, 133, 3600, 3 * 86400 + 7200)] == [
+        "0.0 s", "59.9 s", "1 min 00 s", "2 min 13 s", "1 h 00 min", "3 d 02 h",
+    ]  # fmt: skip
+    assert [told_size(b) for b in (512, 1500, 3_100_000, 12.4e9)] == ["512 B", "1.5 kB", "3.1 MB", "12.4 GB"]
+    assert [told_rate(r, "steps") for r in (0, 4.2, 0.25)] == ["", "4.2 steps/s", "4.0 s/step"]

@@ -1,0 +1,124 @@
+"""A small run that trains in milliseconds: a second, tiny family, real batches, real adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from simpletuner.config.sections.adapter import AdapterSection
+from simpletuner.config.sections.flow import FlowSection
+from simpletuner.config.sections.memory import MemorySection
+from simpletuner.config.sections.optimizer import OptimizerSection
+from simpletuner.config.sections.precision import PrecisionSection
+from simpletuner.config.sections.schedule import ScheduleSection
+from simpletuner.data.batches import BatchStream
+from simpletuner.data.sample import CropPlan, FramePlan, MediaInfo, Sample
+from simpletuner.objectives.flow_matching import FlowMatching
+from simpletuner.runtime.random import draw_normal
+from simpletuner.training.build import build_trainable
+from simpletuner.training.state import TrainState
+
+CHANNELS, TEXT_WIDTH, TEXT_LENGTH = 4, 12, 6
+
+
+class TinyFamily:
+    """A one-block LTX-Video transformer through the same door as the real family."""
+
+    def load_transformer(self, source: Any, dtype: torch.dtype, device: torch.device) -> nn.Module:
+        from diffusers import LTXVideoTransformer3DModel
+
+        torch.manual_seed(0)
+        return LTXVideoTransformer3DModel(
+            in_channels=CHANNELS, out_channels=CHANNELS, num_attention_heads=2, attention_head_dim=8,
+            cross_attention_dim=16, num_layers=1, caption_channels=TEXT_WIDTH,
+        ).to(device, dtype)  # fmt: skip
+
+    def predict(
+        self, transformer: nn.Module, source: Any, noised_latents: Tensor, sigmas: Tensor, prompt_embeds: Tensor,
+        prompt_mask: Tensor, frame_rates: Tensor,
+    ) -> Tensor:  # fmt: skip
+        frames, height, width = noised_latents.shape[2:]
+        tokens = noised_latents.flatten(2).transpose(1, 2)
+        velocity = transformer(
+            tokens, prompt_embeds, 1000 * sigmas, prompt_mask, num_frames=frames, height=height, width=width,
+            return_dict=False,
+        )[0]  # fmt: skip
+        return velocity.transpose(1, 2).reshape(noised_latents.shape)
+
+    def adapter_targets(self, transformer: nn.Module, choice: Any) -> list[str]:
+        endings = ("to_q", "to_k", "to_v", "to_out.0")
+        return [name for name, module in transformer.named_modules() if name.endswith(endings)]
+
+    def save_adapter(self, path: Path, tensors: dict[str, Tensor], config: dict[str, Any], metadata: Any) -> None:
+        from safetensors.torch import save_file
+
+        save_file({f"transformer.{name}": tensor for name, tensor in tensors.items()}, path, metadata)
+
+
+@dataclass
+class SmallRun:
+    """A state, its objective, and the facts a recipe would save with it."""
+
+    state: TrainState
+    objective: FlowMatching
+    stream: BatchStream
+    facts: dict[str, Any]
+
+    def adapter(self) -> dict[str, Tensor]:
+        return self.state.trainable.tensors()
+
+
+def write_samples(count: int) -> list[Sample]:
+    info = MediaInfo("video", 64, 64, 25.0, 9, 0.4, 0, 1.0, "h264", 1, 1)
+    return [
+        Sample("d", f"{number}.mp4", info, FramePlan(9, 25.0, 0.0), CropPlan(64, 64, 0, 0, 64, 64), (f"c{number}",), 1)
+        for number in range(count)
+    ]
+
+
+def read_latents(sample: Sample) -> Tensor:
+    return draw_normal((CHANNELS, 2, 2, 3), 11, "test-latents", [int(sample.path.split(".")[0])])[0]
+
+
+def read_prompt(caption: str) -> tuple[Tensor, Tensor]:
+    number = int(caption[1:]) if caption else 999
+    mask = torch.arange(TEXT_LENGTH) < (number % TEXT_LENGTH + 1)
+    return draw_normal((TEXT_LENGTH, TEXT_WIDTH), 12, "test-prompts", [number])[0], mask
+
+
+def make_small_run(
+    *, samples: int = 8, batch_size: int = 1, accumulation: int = 1, optimizer: str = "torch-adamw", rank: int = 4,
+    dropout: float = 0.0, checkpointing: bool = False, total_steps: int = 20, seed: int = 7, prefetch: int = 0,
+    flow: FlowSection | None = None, model: str = "tiny", device: str = "cpu", **schedule: Any,
+) -> SmallRun:  # fmt: skip
+    settings = {"learning_rate": 1e-2, "lr_scheduler": "linear", "lr_warmup_steps": 3, **schedule}
+    config = SimpleNamespace(
+        adapter=AdapterSection(lora_rank=rank, lora_dropout=dropout),
+        precision=PrecisionSection(mixed_precision="no"),
+        memory=MemorySection(gradient_checkpointing=checkpointing),
+        optimizer=OptimizerSection(optimizer=optimizer, grad_clip_method="norm"),
+        schedule=ScheduleSection(seed=seed, **settings),
+    )
+    family: Any = TinyFamily()
+    stream = BatchStream(
+        write_samples(samples), read_latents, read_prompt, batch_size=batch_size, accumulation=accumulation,
+        seed=seed, caption_dropout=0.2, prefetch=prefetch,
+    )  # fmt: skip
+    trainable = build_trainable(family, None, config, torch.device(device))  # type: ignore[arg-type]
+    state = TrainState.begin(trainable, stream, config, total_steps)
+    objective = FlowMatching(family, None, flow or FlowSection(), seed)  # type: ignore[arg-type]
+    facts = {"model": model, "release": "tiny", "batch_size": batch_size, "accumulation": accumulation}
+    return SmallRun(state, objective, stream, facts)
+
+
+@pytest.fixture(scope="session")
+def small_run() -> Callable[..., SmallRun]:
+    """Maker of small runs; see `make_small_run` for its settings."""
+    return make_small_run

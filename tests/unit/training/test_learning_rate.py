@@ -1,0 +1,49 @@
+"""Which reading of the schedule applies is told, and so is a warm-up nobody can want."""
+
+from __future__ import annotations
+
+import pytest
+
+from simpletuner.config.sections.schedule import ScheduleSection
+from simpletuner.core.errors import UserError
+from simpletuner.maths.schedules import RatePlan
+from simpletuner.training.due import is_due
+from simpletuner.training.learning_rate import LearningRate
+
+
+def make(total_steps: int = 100, **settings: object) -> LearningRate:
+    return LearningRate.from_section(ScheduleSection(**{"learning_rate": 1e-4, "lr_end": 0.0, **settings}), total_steps)
+
+
+def test_the_guides_cosine_says_that_it_has_no_warmup() -> None:
+    rate = make(400_000, lr_scheduler="cosine", lr_warmup_steps=400_000)
+    assert "without warm-up" in rate.describe()
+    assert "0.0001 at the first step" in rate.describe()
+    assert rate.warning() == ""
+
+
+def test_an_ordinary_warmup_is_named() -> None:
+    assert "after 10 warm-up steps" in make(lr_scheduler="cosine", lr_warmup_steps=10).describe()
+    assert "warm-up" not in make(lr_scheduler="linear").describe()
+
+
+def test_a_run_that_never_leaves_its_warmup_is_warned_about() -> None:
+    assert "never reaches 0.0001" in make(lr_scheduler="linear", lr_warmup_steps=100).warning()
+    assert make(lr_scheduler="linear", lr_warmup_steps=99).warning() == ""
+
+
+def test_a_warmup_without_effect_is_warned_about() -> None:
+    assert "has no effect" in make(lr_scheduler="constant", lr_warmup_steps=5).warning()
+
+
+def test_an_unknown_course_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="Did you mean 'cosine'"):
+        LearningRate("cosin", RatePlan(base=1.0, total_steps=1))
+
+
+@pytest.mark.parametrize(
+    ("step", "every", "last", "due"),
+    [(10, 10, 25, True), (11, 10, 25, False), (25, 10, 25, True), (24, 0, 25, False), (25, 0, 25, True)],
+)
+def test_work_is_due_at_its_interval_and_at_the_end(step: int, every: int, last: int, due: bool) -> None:
+    assert is_due(step, every, last) is due
