@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from simpletuner.core.files import write_atomic
 
 LIGHT_PLOT, DARK_PLOT = "loss.png", "loss_dark.png"
@@ -78,6 +75,10 @@ def _draw(metrics: Sequence[Mapping[str, Any]], theme: _Theme) -> bytes:
     losses = [math.nan if line.get("loss") is None else float(line["loss"]) for line in metrics]
     rates = [math.nan if line.get("learning_rate") is None else float(line["learning_rate"]) for line in metrics]
     # Not pyplot: it keeps figures and a backend for the whole process.
+    # Imported here because it takes a quarter of a second, and a run begins long before its report.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9.0, 4.6), dpi=160, facecolor=theme.paper, layout="constrained")
     FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
