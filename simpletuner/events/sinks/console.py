@@ -162,8 +162,11 @@ class _Summary:
     def lines(self) -> tuple[tuple[str, str], ...]:
         told = []
         if self._steps:
-            first, last = sum(self._first) / len(self._first), sum(self._last) / len(self._last)
-            told.append(("loss", f"{first:.4f} -> {last:.4f} (means of the first and last {len(self._last)} steps)"))
+            # A short run is halved, so that no step counts on both sides.
+            span = max(1, min(_LOSS_WINDOW, self._steps // 2))
+            first, last = sum(self._first[:span]) / span, sum(list(self._last)[-span:]) / span
+            noun = f"means of the first and last {span} steps" if span > 1 else "first and last step"
+            told.append(("loss", f"{first:.4f} -> {last:.4f} ({noun})"))
         if self._peak_bytes:
             told.append(("peak memory", told_size(self._peak_bytes)))
         if self.checkpoint:

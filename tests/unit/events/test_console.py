@@ -67,7 +67,7 @@ def test_the_whole_story_is_told(terminal: bool) -> None:
         "Checkpoint of step 4: output/demo/checkpoint-4 (1.5 MB)",
         "Training: 4 steps in 2 min 10 s",
         "Finished after step 4",
-        "0.5208 -> 0.5208",
+        "0.7500 -> 0.2917 (means of the first and last 2 steps)",
         "last checkpoint",
         "report: output/demo/report.html",
     ):
