@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,16 @@ class Project:
     def arguments(self, **overrides: Any) -> list[str]:
         """Arguments of `simpletuner` that train this project."""
         return ["train", "--config", str(self.config), *(f"{key}={value}" for key, value in overrides.items())]
+
+    @contextmanager
+    def start(self, **overrides: Any) -> Iterator[subprocess.Popen[str]]:
+        """`simpletuner train` as a process of its own, with all it says in `stdout`; gone on exit."""
+        command = [sys.executable, "-m", "simpletuner", *self.arguments(**overrides)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def change_config(self, **changes: Any) -> None:
         """Set options in config.json; None removes one."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from simpletuner.cli.logs import set_up_logging
 from simpletuner.config.sources import log_level, process_environment
+from simpletuner.core.files import ensure_writable
 
 
 def run(words: list[str]) -> int:
@@ -21,6 +22,7 @@ def run(words: list[str]) -> int:
     complaint = set_up_logging(log_level(process_environment()))
     if complaint:
         sys.stderr.write(complaint + "\n")
+    ensure_writable(arguments.output, "output folder")
     from simpletuner.recipes.demo import run_demo
 
     code: int = run_demo(arguments.output, arguments.steps)

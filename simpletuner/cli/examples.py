@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 
 from simpletuner.config.presets import preset_folder, preset_names
 from simpletuner.core.errors import UserError
+from simpletuner.core.files import ensure_writable, staged_folder
 
 
 def run(words: list[str]) -> int:
@@ -51,7 +51,11 @@ def _copy(name: str, destination: Path) -> list[str]:
         raise UserError(
             f"'{destination}' is already there", "Nothing of yours is overwritten", "Choose another folder with --dest"
         )
-    shutil.copytree(folder, destination)
+    ensure_writable(destination.absolute().parent, "folder")
+    with staged_folder(destination) as staging:
+        for path in sorted(folder.iterdir()):
+            if path.is_file():
+                (staging / path.name).write_bytes(path.read_bytes())
     file = destination / "config.json"
     inside = destination.parent == Path("config")
     start = f"--env {destination.name}" if inside else f"--config {file}"

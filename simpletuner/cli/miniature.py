@@ -9,6 +9,7 @@ from pathlib import Path
 from simpletuner.cli.logs import set_up_logging
 from simpletuner.config.sources import log_level, process_environment
 from simpletuner.core.errors import UserError
+from simpletuner.core.files import ensure_writable
 
 
 def run(words: list[str]) -> int:
@@ -24,6 +25,7 @@ def run(words: list[str]) -> int:
         raise UserError(
             f"'{arguments.folder}' is already there", "Nothing of yours is overwritten", "Choose another folder"
         )
+    ensure_writable(arguments.folder.absolute().parent, "folder")
     from simpletuner.recipes.miniature import make_miniature
 
     written = make_miniature(arguments.folder, arguments.release)

@@ -159,7 +159,7 @@ def _kind_of(entry: Mapping[str, Any], result: DatasetFile, where: str) -> str |
     if kind in ("video", "image", "text_embeds"):
         return kind
     rule = OTHER_KINDS.get(kind, f"It must be one of: {', '.join(KINDS[:3])}")
-    fix = "Remove this entry, or set disabled: true" if kind in OTHER_KINDS else did_you_mean(kind, list(KINDS))
+    fix = "Remove this entry, or set disabled: true" if kind in OTHER_KINDS else did_you_mean(kind, list(KINDS[:3]))
     result.problems.append(Problem(f"dataset_type = {show(written)}", rule, fix, where))
     return None
 
@@ -253,7 +253,7 @@ class _EntryReader:
             return  # a word that switches the feature off
         values[spec.name] = value
         self.written[".".join((*path[:-1], spec.name))] = self._document.place(self._number, *path)
-        if spec.facts.accepted_note and value != spec.default:
+        if spec.facts.accepted_note:
             self.tell(written, capitalised(spec.facts.accepted_note), "", path, Severity.NOTE)
 
     def tell(self, what: str, rule: str, fix: str, path: tuple[str, ...], severity: Severity = Severity.ERROR) -> None:

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 
 from simpletuner.config.dataset import ClipDataset, TextEmbeds
-from simpletuner.config.dataset_file import DatasetFile
+from simpletuner.config.dataset_file import INHERITED, DatasetFile
 from simpletuner.config.rules import Draft
 from simpletuner.config.values import show
 from simpletuner.core.errors import Problem, Severity
@@ -27,7 +27,7 @@ def check_datasets(file: DatasetFile, draft: Draft, name: str) -> list[Problem]:
     problems: list[Problem] = []
     for dataset in file.datasets:
         written = frozenset(file.written[dataset.id])
-        where = functools.partial(file.where, dataset.id)
+        where = functools.partial(_place, file, draft, dataset.id)
         problems.extend(_frames(dataset, written, where))
         problems.extend(_unit(dataset, where))
         problems.extend(_shrinking(dataset, where))
@@ -86,6 +86,13 @@ def _frames(dataset: ClipDataset, written: frozenset[str], where: Where) -> Iter
         )  # fmt: skip
 
 
+def _place(file: DatasetFile, draft: Draft, ident: str, key: str = "") -> str:
+    """Where a key of an entry stands; the option it was inherited from when the entry does not write it."""
+    if key in INHERITED and key in draft.given and key not in file.written[ident]:
+        return draft.place(key)
+    return file.where(ident, key)
+
+
 def _unit(dataset: ClipDataset, where: Where) -> Iterator[Problem]:
     for key in ("resolution", "minimum_image_size", "maximum_image_size", "target_downsample_size"):
         size = dataset.__dict__[key]
@@ -113,7 +120,8 @@ def _shrinking(dataset: ClipDataset, where: Where) -> Iterator[Problem]:
         missing = "target_downsample_size" if target is None else "maximum_image_size"
         yield Problem(
             f"{missing} is missing", "maximum_image_size and target_downsample_size work together",
-            "Give both, or neither", where(),
+            "Give both, or neither",
+            where("maximum_image_size" if target is None else "target_downsample_size"),
         )  # fmt: skip
     elif largest is not None and target is not None:
         if target > largest:

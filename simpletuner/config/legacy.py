@@ -45,6 +45,8 @@ OWN_VARIABLES = frozenset({
 })  # fmt: skip
 
 REMOVED_OPTIMIZERS: Mapping[str, str] = {
+    "adam": "Did you mean 'torch-adamw'?",
+    "adamw": "Did you mean 'torch-adamw'?",
     "adafactor": "optimi-stableadamw is its successor; of what is built, adamw_bf16",
     "dadaptation": "adamw_schedulefree is its successor; of what is built, adamw_bf16",
     "adamw8bit": "optimi-adamw is its successor; of what is built, adamw_bf16",

@@ -37,6 +37,7 @@ class OptionFacts:
         secret: Whether the value must never be printed.
         value_aliases: Other spellings of a value, each with the value it means.
         may_be_empty: Whether an empty text is a value of its own; elsewhere it means "not given".
+        empty_fix: Non-empty when an empty text is an error instead of "not given": the fix.
         catalog: Catalog whose names are the choices ("simpletuner.config.catalogs.x:Y"); empty for none.
     """
 
@@ -56,6 +57,7 @@ class OptionFacts:
     secret: bool = False
     value_aliases: Mapping[str, str] = field(default_factory=dict)
     may_be_empty: bool = False
+    empty_fix: str = ""
     catalog: str = ""
 
 

@@ -16,6 +16,7 @@ from simpletuner.config.dataset_file import DatasetFile, Surroundings, read_data
 from simpletuner.config.dataset_rules import check_datasets
 from simpletuner.config.documents import fill_environment
 from simpletuner.config.legacy import REMOVED_OPTIMIZERS
+from simpletuner.config.paths import check_paths, expand
 from simpletuner.config.prompts import name_prompts, read_library
 from simpletuner.config.rules import Draft, apply_rules
 from simpletuner.config.run_config import RunConfig, ValidationPrompt
@@ -66,7 +67,7 @@ def examine(arguments: Sequence[str], environment: Mapping[str, str], working_fo
         return Examination((*line.problems, *error.problems), None)
     reading = _Reading(sources)
     values = reading.values()
-    library, found = _read_prompts(sources, values, working_folder)
+    library, found = _read_prompts(sources, reading, values, working_folder)
     reading.problems.extend(found)
     draft = Draft(
         values={**values, **reading.refused},
@@ -75,6 +76,7 @@ def examine(arguments: Sequence[str], environment: Mapping[str, str], working_fo
         prompts=name_prompts(values["validation_prompt"], library),
     )
     reading.problems.extend(apply_rules(draft, frozenset(reading.unreadable)))
+    reading.problems.extend(check_paths(draft, frozenset(reading.unreadable), working_folder))
     file = _read_datasets(sources, draft, reading, working_folder)
     problems = tuple(sorted((*reading.problems, *file.problems), key=lambda problem: ORDER[problem.severity]))
     if any(problem.severity is Severity.ERROR for problem in problems):
@@ -140,7 +142,7 @@ class _Reading:
             value = read_value(spec, raw)
         except UnreadableError as error:
             self.unreadable.add(spec.name)
-            advice = REMOVED_OPTIMIZERS.get(str(raw)) if spec.name == "optimizer" else None
+            advice = REMOVED_OPTIMIZERS.get(str(raw).lower()) if spec.name == "optimizer" else None
             fix = advice or error.fix or f"Correct the value (`simpletuner options {spec.name}` explains it)"
             self.problems.append(Problem(written, error.rule, fix, where))
             return
@@ -154,7 +156,7 @@ class _Reading:
             values[spec.name] = value
         if given.key.lstrip("-").replace("-", "_") in alias_table():
             self._note(f"'{given.key}' is the old name of '{spec.name}'", where)
-        if spec.facts.accepted_note and value != spec.default:
+        if spec.facts.accepted_note:
             self._note(written, where, capitalised(spec.facts.accepted_note))
 
     def _note(self, what: str, where: str, rule: str = "") -> None:
@@ -176,23 +178,25 @@ def _unknown(given: Given) -> Problem:
 
 def find_named_file(text: str, sources: Sources, working_folder: Path) -> Path | None:
     """A file that the configuration names: from the working folder, else beside the configuration."""
-    path = Path(text).expanduser()
+    path = expand(text)
     return next((found for found in (working_folder / path, sources.folder / path) if found.is_file()), None)
 
 
 def _read_prompts(
-    sources: Sources, values: Mapping[str, Any], working_folder: Path
+    sources: Sources, reading: _Reading, values: Mapping[str, Any], working_folder: Path
 ) -> tuple[list[ValidationPrompt], list[Problem]]:
     text = values["user_prompt_library"]
     if not text:
         return [], []
     path = find_named_file(text, sources, working_folder)
     if path is None:
-        return [], [_missing_file("user_prompt_library", text, sources, working_folder, "user_prompt_library*.json")]
+        where = reading.origins.get("user_prompt_library", sources.name)
+        pattern = "user_prompt_library*.json"
+        return [], [_missing_file("user_prompt_library", text, sources, working_folder, pattern, where)]
     return read_library(path, display_name(path, working_folder))
 
 
-def _missing_file(option: str, text: str, sources: Sources, working_folder: Path, pattern: str) -> Problem:
+def _missing_file(option: str, text: str, sources: Sources, working_folder: Path, pattern: str, where: str) -> Problem:
     beside = sources.folder / text
     looked = [working_folder / text, *([beside] if beside.parent.is_dir() else [])]
     folders = {*(path.parent for path in looked), working_folder, working_folder / "config", sources.folder}
@@ -202,7 +206,7 @@ def _missing_file(option: str, text: str, sources: Sources, working_folder: Path
         f"{option} = {show(text)}: there is no such file",
         f"Looked at {' and '.join(dict.fromkeys(display_name(path, working_folder) for path in looked))}",
         f"Files near by: {names}" if names else "Write the file, or correct the path",
-        sources.name,
+        where,
     )
 
 
@@ -213,7 +217,8 @@ def _read_datasets(sources: Sources, draft: Draft, reading: _Reading, working_fo
     if path is None and not written:
         path = find_named_file("config/multidatabackend.json", sources, working_folder)
     if path is None:
-        missing = _missing_file("data_backend_config", text, sources, working_folder, "*databackend*.json")
+        where = reading.origins.get("data_backend_config", sources.name)
+        missing = _missing_file("data_backend_config", text, sources, working_folder, "*databackend*.json", where)
         return DatasetFile(problems=[missing])
     name = display_name(path, working_folder)
     cache_root = draft.values["cache_dir"] or f"{draft.values['output_dir']}/cache"

@@ -38,10 +38,14 @@ class Draft:
     origins: Mapping[str, str]
     prompts: tuple[ValidationPrompt, ...] = ()
 
-    def place(self, name: str) -> str:
-        """Where an option stands, for the `where` of a problem."""
-        origin = self.origins.get(name, "default")
-        return name if origin == "default" else origin
+    def place(self, *names: str) -> str:
+        """Where the first of these options that somebody wrote stands, for the `where` of a problem."""
+        return next((self.origins[name] for name in names if name in self.origins), names[0])
+
+    def told(self, name: str, value: str = "") -> str:
+        """ "name = value", and whether it is only the default."""
+        shown = value or show(self.values[name])
+        return f"{name} = {shown}" + ("" if name in self.given else " (default)")
 
 
 Check = Callable[[Draft], Iterator[Problem]]
@@ -103,7 +107,7 @@ def _length(draft: Draft) -> Iterator[Problem]:
             "max_train_steps and num_train_epochs are both 0",
             "One of them must say how long to train",
             "Set max_train_steps (for example 1000), or num_train_epochs",
-            draft.place("max_train_steps"),
+            draft.place("max_train_steps", "num_train_epochs"),
         )
     elif steps and epochs and not draft.values["ignore_final_epochs"]:
         yield Problem(
@@ -139,8 +143,8 @@ def _warm_up(draft: Draft) -> Iterator[Problem]:
         yield _note(f"{warm} steps of warm-up, then the cosine", where=where)
     elif schedule == "constant":
         yield _note(
-            "lr_scheduler 'constant' with a warm-up is read as 'constant_with_warmup'",
-            where=draft.place("lr_scheduler"),
+            f"{draft.told('lr_scheduler')} with a warm-up is read as 'constant_with_warmup'",
+            where=draft.place("lr_scheduler", "lr_warmup_steps"),
         )
     elif steps and warm >= steps:
         yield _warning(
@@ -155,10 +159,10 @@ def _end_rate(draft: Draft) -> Iterator[Problem]:
     rate, end = draft.values["learning_rate"], draft.values["lr_end"]
     if draft.values["lr_scheduler"] in ("polynomial", "cosine", "linear") and end >= rate:
         yield Problem(
-            f"lr_end = {end:g} is not below learning_rate = {rate:g}",
+            f"{draft.told('lr_end', f'{end:g}')} is not below {draft.told('learning_rate', f'{rate:g}')}",
             "A decaying schedule ends lower than it begins",
             "Lower lr_end (0 is allowed)",
-            draft.place("lr_end"),
+            draft.place("lr_end", "learning_rate", "lr_scheduler"),
         )
 
 
@@ -177,7 +181,7 @@ def _lycoris_rank(draft: Draft) -> Iterator[Problem]:
 
 
 def _exclusions(draft: Draft) -> Iterator[Problem]:
-    for name in draft.given:
+    for name in sorted(draft.given):
         spec = option_table()[name]
         if not spec.facts.excludes or not draft.values[name]:
             continue
@@ -198,10 +202,10 @@ def _precision(draft: Draft) -> Iterator[Problem]:
         if draft.values["mixed_precision"] != "no":
             return
         yield Problem(
-            f'optimizer = {show(optimizer)} with mixed_precision = "no"',
+            f"{draft.told('optimizer')} with {draft.told('mixed_precision')}",
             "This optimizer keeps its weights in bf16",
             'Set mixed_precision to "bf16", or optimizer to "torch-adamw"',
-            draft.place("mixed_precision"),
+            draft.place("mixed_precision", "optimizer"),
         )
 
 
@@ -269,7 +273,7 @@ def _trackers(draft: Draft) -> Iterator[Problem]:
             f"Not built yet: {missing}" if missing else "There is no such tracker",
             'Set report_to to "none": the run folder keeps metrics.jsonl and a report'
             if missing
-            else did_you_mean(name, list(spec.facts.planned_values)) or 'Set it to "none"',
+            else 'Set it to "none"',
             draft.place("report_to"),
         )
 

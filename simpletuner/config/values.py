@@ -38,7 +38,8 @@ def show(value: Any) -> str:
 
 def is_absent(spec: OptionSpec, raw: Any) -> bool:
     """Whether `raw` says "not given": null, or an empty text where that is no value of its own."""
-    return raw is None or (isinstance(raw, str) and not _unquote(raw) and not spec.facts.may_be_empty)
+    own_meaning = spec.facts.may_be_empty or spec.facts.empty_fix
+    return raw is None or (isinstance(raw, str) and not _unquote(raw) and not own_meaning)
 
 
 def read_value(spec: OptionSpec, raw: Any) -> Any:
@@ -150,13 +151,13 @@ def _read_choice(spec: OptionSpec, raw: Any) -> str:
     word = spec.facts.value_aliases.get(written.lower(), written).lower()
     if word in lowered:
         return lowered[word]
-    raise UnreadableError(
-        f"It must be one of: {', '.join(spec.choices)}", did_you_mean(written, list(spec.known_choices))
-    )
+    raise UnreadableError(f"It must be one of: {', '.join(spec.choices)}", did_you_mean(written, list(spec.choices)))
 
 
 def _read_text(spec: OptionSpec, raw: Any) -> str | None:
     if isinstance(raw, str):
+        if not raw.strip() and spec.facts.empty_fix:
+            raise UnreadableError("It must not be empty", spec.facts.empty_fix)
         return raw
     if raw is False and spec.nullable:
         return None

@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from simpletuner.core.errors import ExitCode, UserError
 
 STAGING = ".staging-"
 TRASH = ".trash-"
+REPLACED = ".replaced-"  # followed by the name that it had, and has again if its successor never came
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -49,7 +50,7 @@ def staged_file(path: Path) -> Iterator[Path]:
         try:
             yield staging
             flush_file(staging)
-            staging.replace(path)
+            _rename(staging, path)
             flush_folder(path.parent)
         finally:
             staging.unlink(missing_ok=True)
@@ -71,24 +72,35 @@ def staged_folder(path: Path) -> Iterator[Path]:
                 for name in names:
                     flush_file(Path(folder) / name)
                 flush_folder(Path(folder))
-            replaced = _set_aside(path) if path.exists() else None
-            staging.replace(path)
+            replaced = _set_aside(path, f"{REPLACED}{path.name}") if path.exists() else None
+            try:
+                _rename(staging, path)
+            except OSError:
+                if replaced is not None:
+                    _rename(replaced, path)
+                raise
             flush_folder(path.parent)
             if replaced is not None:
-                _delete(replaced)
+                retire(replaced)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
 
 def retire(path: Path) -> None:
     """Remove a folder or file: rename it out of sight first, so that no half of it is ever offered."""
-    _delete(_set_aside(path))
+    _delete(_set_aside(path, f"{TRASH}{uuid.uuid4().hex}"))
 
 
-def _set_aside(path: Path) -> Path:
-    trash = path.parent / f"{TRASH}{uuid.uuid4().hex}"
-    path.replace(trash)
-    return trash
+def _set_aside(path: Path, name: str) -> Path:
+    aside = path.parent / name
+    if aside.is_dir():
+        shutil.rmtree(aside)
+    _rename(path, aside)
+    return aside
+
+
+def _rename(source: Path, target: Path) -> None:
+    os.replace(source, target)  # noqa: PTH105 - one name for every Python; Path keeps a copy of its own in 3.10
 
 
 def _delete(trash: Path) -> None:
@@ -98,24 +110,25 @@ def _delete(trash: Path) -> None:
         trash.unlink(missing_ok=True)
 
 
-def sweep(folder: Path, *, min_age_seconds: float = 0.0, except_below: Iterable[Path] = ()) -> int:
-    """Remove what a killed process left in `folder`, sub-folders included; returns how many.
+def sweep(folder: Path, *, min_age_seconds: float = 0.0, recursive: bool = True) -> int:
+    """Remove what a killed process left in `folder`; returns how many pieces.
 
-    Call it only where no other process is writing, or with a `min_age_seconds` that no live
-    process needs for one file. Folders in `except_below` are left alone with all they hold.
+    What was set aside for a successor that never came gets its name back. Call it only where no
+    other process is writing, or with a `min_age_seconds` that no live process needs for one file.
     """
     newest = time.time() - min_age_seconds
-    spared = {path.resolve() for path in except_below}
     litter = []
     for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if (Path(parent) / name).resolve() not in spared]
-        found = [Path(parent) / name for name in [*folders, *files] if name.startswith((STAGING, TRASH))]
+        found = [Path(parent) / name for name in [*folders, *files] if name.startswith((STAGING, TRASH, REPLACED))]
         litter += [path for path in found if min_age_seconds <= 0 or _changed_before(path, newest)]
+        if not recursive:
+            break
     for path in litter:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
+        original = path.with_name(path.name.removeprefix(REPLACED))
+        if path.name.startswith(REPLACED) and not original.exists():
+            _rename(path, original)
         else:
-            path.unlink(missing_ok=True)
+            _delete(path)
     return len(litter)
 
 
@@ -162,7 +175,6 @@ def told_as_user_error(path: Path) -> Iterator[None]:
                 f"'{path}' cannot be written ({error.strerror})",
                 "The folder must allow writing",
                 "Choose another folder, or correct its permissions",
-                exit_code=ExitCode.DISK,
             ) from error
         raise
 

@@ -6,15 +6,13 @@ Works on plans only, so the check costs nothing and comes before any weight is l
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from simpletuner.core.errors import Problem, UserError
 from simpletuner.data.sample import BucketKey, Sample
-
-logger = logging.getLogger(__name__)
 
 
 class LatentGrid(Protocol):
@@ -56,21 +54,18 @@ def draws_per_epoch(samples: Sequence[Sample]) -> int:
     return sum(sample.repeats for sample in samples)
 
 
-def advised_repeats(clips: int, needed: int) -> int:
-    """The smallest `repeats` with which `clips` samples give `needed` draws: ⌈needed / clips⌉ − 1."""
-    return max(0, math.ceil(needed / clips) - 1)
-
-
 def check_buckets(
     samples: Sequence[Sample], batch_size: int, accumulation: int, disable_bucket_pruning: bool
 ) -> tuple[Sample, ...]:
     """Give the samples that are trained, or refuse a data set that cannot fill its batches.
 
-    A bucket with fewer draws per epoch than one batch is left out with a warning (kept when pruning
-    is disabled). Every bucket left must give `batch_size` * `accumulation` draws.
+    A bucket with fewer draws per epoch than one batch is left out (kept when pruning is disabled); the caller
+    tells which samples are missing from the answer. Every bucket left must give `batch_size` * `accumulation`
+    draws.
 
     Raises:
-        UserError: If nothing is left, or for each bucket that is too small, with the `repeats` that help.
+        UserError: If nothing is left; or one problem per data set with too small buckets, with the `repeats`
+            that fills all of them.
     """
     groups = group_by_bucket(samples)
     if not groups:
@@ -79,35 +74,77 @@ def check_buckets(
             "Training needs at least one usable clip",
             "See the reasons why files were left out",
         )
+    pruned = {bucket for bucket, members in groups.items() if draws_per_epoch(members) < batch_size}
+    if disable_bucket_pruning or len(pruned) == len(groups):
+        pruned = set()
     needed = batch_size * accumulation
-    small = {bucket: members for bucket, members in groups.items() if draws_per_epoch(members) < batch_size}
-    if small and not disable_bucket_pruning and len(small) < len(groups):
-        for bucket, members in small.items():
-            logger.warning(
-                "bucket %s is left out: %s draws per epoch are less than one batch of %s; repeats %s would keep it",
-                bucket,
-                draws_per_epoch(members),
-                batch_size,
-                advised_repeats(len(members), needed),
-            )
-        groups = {bucket: members for bucket, members in groups.items() if bucket not in small}
-    problems = [
-        _too_small(bucket, members, batch_size, accumulation)
-        for bucket, members in groups.items()
-        if draws_per_epoch(members) < needed
-    ]
-    if problems:
-        raise UserError.of(problems)
-    return tuple(sample for sample in samples if sample.bucket in groups)
+    too_small: dict[str, dict[BucketKey, tuple[Sample, ...]]] = {}
+    for bucket, members in groups.items():
+        if bucket not in pruned and draws_per_epoch(members) < needed:
+            too_small.setdefault(_main_dataset(members), {})[bucket] = members
+    if too_small:
+        spare = [groups[bucket] for bucket in sorted(pruned)]
+        raise UserError.of(
+            _too_small(dataset, buckets, spare, batch_size, accumulation) for dataset, buckets in too_small.items()
+        )
+    return tuple(sample for sample in samples if sample.bucket not in pruned)
 
 
-def _too_small(bucket: BucketKey, members: Sequence[Sample], batch_size: int, accumulation: int) -> Problem:
+def _main_dataset(members: Sequence[Sample]) -> str:
+    """The data set with most samples in a bucket; its `repeats` is the one to change."""
+    return Counter(sample.dataset for sample in members).most_common(1)[0][0]
+
+
+def _too_small(
+    dataset: str,
+    buckets: Mapping[BucketKey, Sequence[Sample]],
+    pruned: Sequence[Sequence[Sample]],
+    batch_size: int,
+    accumulation: int,
+) -> Problem:
     needed = batch_size * accumulation
-    names = ", ".join(sorted({sample.dataset for sample in members}))
-    draws = draws_per_epoch(members)
+    listed = "; ".join(f"bucket {bucket} has {_counted(members)}" for bucket, members in buckets.items())
+    repeats = advised_repeats(dataset, list(buckets.values()), pruned, batch_size, needed)
     return Problem(
-        f"bucket {bucket} of data set {names} has {len(members)} samples, drawn {draws} times per epoch",
-        f"It needs at least {needed} draws: train_batch_size {batch_size} × gradient_accumulation_steps {accumulation}",
-        f"Set repeats to {advised_repeats(len(members), needed)}, lower train_batch_size or "
-        "gradient_accumulation_steps, or bring more clips into one bucket with crop",
+        f"data set {dataset}: {listed} per epoch",
+        f"A bucket needs at least {needed} draws: train_batch_size {batch_size} × "
+        f"gradient_accumulation_steps {accumulation}",
+        f"Set repeats of {dataset} to {repeats}, lower train_batch_size or gradient_accumulation_steps, or bring "
+        "more clips into one bucket with crop",
     )
+
+
+def _counted(members: Sequence[Sample]) -> str:
+    draws = draws_per_epoch(members)
+    times = {1: "once", 2: "twice"}.get(draws, f"{draws} times")
+    return f"{len(members)} sample{'s' if len(members) != 1 else ''}, drawn {times}"
+
+
+def advised_repeats(
+    dataset: str,
+    too_small: Sequence[Sequence[Sample]],
+    pruned: Sequence[Sequence[Sample]],
+    batch_size: int,
+    needed: int,
+) -> int:
+    """The smallest `repeats` of `dataset` with which all buckets in `too_small` give `needed` draws.
+
+    Higher repeats also bring buckets in `pruned` back to a whole batch; those are then filled as well.
+    """
+    repeats = max(_repeats_to_fill(dataset, members, needed) for members in too_small)
+    while True:
+        back = [members for members in pruned if batch_size <= _draws_with(dataset, members, repeats) < needed]
+        if not back:
+            return repeats
+        repeats = max(_repeats_to_fill(dataset, members, needed) for members in back)
+
+
+def _draws_with(dataset: str, members: Sequence[Sample], repeats: int) -> int:
+    return sum(repeats + 1 if sample.dataset == dataset else sample.repeats for sample in members)
+
+
+def _repeats_to_fill(dataset: str, members: Sequence[Sample], needed: int) -> int:
+    """⌈draws the others leave open / samples of `dataset`⌉ − 1."""
+    own = sum(sample.dataset == dataset for sample in members)
+    others = draws_per_epoch([sample for sample in members if sample.dataset != dataset])
+    return math.ceil((needed - others) / own) - 1

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from simpletuner.config.dataset import ClipDataset
 from simpletuner.core.errors import UserError
-from simpletuner.data.sample import Unfit
+from simpletuner.data.sample import Unfit, printable
 
 # A caption of a book's length is a wrong file; the text encoder reads some hundred tokens of it.
 LARGEST_CAPTION_BYTES = 1 << 20
@@ -37,7 +37,7 @@ def _from_textfile(path: Path, dataset: ClipDataset) -> tuple[str, ...]:
     lines = [text] if dataset.disable_multiline_split else LINE_BREAKS.split(text)
     captions = tuple(line.strip() for line in lines if line.strip())
     if not captions:
-        raise Unfit(f"caption file '{text_file.name}' is empty")
+        raise Unfit(f"caption file '{printable(text_file.name)}' is empty")
     return captions
 
 
@@ -71,19 +71,25 @@ def _read_text(text_file: Path) -> str:
     try:
         size = text_file.stat().st_size
         if size > LARGEST_CAPTION_BYTES:
-            raise Unfit(f"caption file '{text_file.name}' has {size} bytes, more than {LARGEST_CAPTION_BYTES}")
+            raise Unfit(
+                f"caption file '{printable(text_file.name)}' has {size} bytes, more than {LARGEST_CAPTION_BYTES}"
+            )
         content = text_file.read_bytes()
     except FileNotFoundError as error:
-        raise Unfit(f"caption file '{text_file.name}' is missing") from error
+        raise Unfit(f"caption file '{printable(text_file.name)}' is missing") from error
     except OSError as error:
-        raise Unfit(f"caption file '{text_file.name}' cannot be read ({error.strerror or error})") from error
+        raise Unfit(f"caption file '{printable(text_file.name)}' cannot be read ({error.strerror or error})") from error
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise Unfit(f"caption file '{text_file.name}' is UTF-16, not UTF-8 (byte 0); save it as UTF-8")
+        raise Unfit(f"caption file '{printable(text_file.name)}' is UTF-16, not UTF-8 (byte 0); save it as UTF-8")
     content = content.removeprefix(codecs.BOM_UTF8)
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise Unfit(f"caption file '{text_file.name}' is not UTF-8 at byte {error.start}; save it as UTF-8") from error
+        raise Unfit(
+            f"caption file '{printable(text_file.name)}' is not UTF-8 at byte {error.start}; save it as UTF-8"
+        ) from error
     if "\0" in text:
-        raise Unfit(f"caption file '{text_file.name}' holds a zero byte at byte {content.index(0)}, it is not a text")
+        raise Unfit(
+            f"caption file '{printable(text_file.name)}' holds a zero byte at byte {content.index(0)}, it is not a text"
+        )
     return text

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from simpletuner.core.files import staged_file
 from simpletuner.data.decode import decode_frames
 from simpletuner.data.probe import UnusableMedia
-from simpletuner.data.sample import Sample
+from simpletuner.data.sample import Sample, printable
 
 FRAME_WIDTH_PX, FRAME_HEIGHT_PX = 176, 128
 GAP_PX, MARGIN_PX, TEXT_PX = 6, 20, 13
@@ -74,7 +74,7 @@ def _draw_sample(
     for place, frame in enumerate(frames):
         _mount(sheet, brush, Image.fromarray(frame), left + place * (FRAME_WIDTH_PX + GAP_PX), top)
     baseline = top + FRAME_HEIGHT_PX + GAP_PX
-    brush.text((left, baseline), _shorten(brush, sample.name), INK, _font())
+    brush.text((left, baseline), _shorten(brush, printable(sample.name)), INK, _font())
     brush.text((left, baseline + LINE_PX), _shorten(brush, _facts(sample)), FAINT, _font())
     for number, line in enumerate(_wrap(brush, sample.captions[0])):
         brush.text((left, baseline + (2 + number) * LINE_PX), line, FAINT, _font())

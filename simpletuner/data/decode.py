@@ -16,31 +16,32 @@ from typing import Any
 import numpy as np
 import torch
 from av.error import FFmpegError
-from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import Colorspace, VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from simpletuner.data.probe import UnusableMedia, open_clip
+from simpletuner.data.probe import UnusableMedia, open_clip, refuse_unscaled
 from simpletuner.data.sample import CropPlan, Sample
 
 Frames = NDArray[np.uint8]
 
-# Containers whose seek finds a true key frame; others (gif) are read from their beginning.
-SEEKABLE = ("mov", "matroska", "avi")
+# Containers whose seek finds a true key frame at a true time; others (gif, avi) are read from their beginning.
+SEEKABLE = ("mov", "matroska")
 # Several clips are decoded at once; each with a thread per core would only fill memory with frames.
 DECODER_THREADS = 2
 # A key frame may be shown later than where its index says (reordering); then ask for an earlier one.
 SEEK_MARGINS_SECONDS = (0.5, 5.0)
 # Filters of the scaler cover 6 source pixels times the ratio and may not have more than 256 taps.
 LARGEST_SCALER_RATIO = 16
-SCALER = (
-    Interpolation.LANCZOS | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
-)
+# Lanczos with full chroma and exact rounding: SWS_LANCZOS, _FULL_CHR_H_INT, _FULL_CHR_H_INP and _ACCURATE_RND of
+# FFmpeg's swscale.h, as numbers because PyAV names the last three only from version 18 on.
+SCALER = 0x200 | 0x2000 | 0x4000 | 0x40000
 # Untagged YUV: players take BT.709 from this height up and BT.601 below.
 HD_HEIGHT = 720
 UNTAGGED_COLORSPACES = (2, 3)  # ITU-T H.273: unspecified, reserved
 TRANSPARENT_SHOWN_ON = (255, 255, 255)
+GREY_16_PER_8 = 257  # 65535 / 255
 
 
 class _SeekTooLateError(Exception):
@@ -101,12 +102,13 @@ def _decode_clip(path: Path, sample: Sample, indices: Sequence[int], seek_second
     moments = [plan.start_seconds + index / plan.frame_rate + half for index in indices]
     frames = np.empty((len(moments), sample.crop.height, sample.crop.width, 3), dtype=np.uint8)
     with open_clip(path) as (container, stream):
+        stored = _stored_stamps(path) if container.format.name == "avi" else ()
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = DECODER_THREADS
         filled, end = _fill(
             frames,
             moments,
-            _timed_frames(container, stream, seek_seconds, info.frame_rate),
+            _timed_frames(container, stream, seek_seconds, info.frame_rate, stored),
             _FrameCutter(sample.crop),
             half / 2,
         )
@@ -148,22 +150,45 @@ def _write_held(
     return filled
 
 
+def _stored_stamps(path: Path) -> Sequence[int]:
+    """Times of an AVI's pictures in the order in which they are shown, in ticks of its time base.
+
+    AVI stores no time of showing, only the decoding order and empty places. FFmpeg guesses the rest, wrongly for
+    H.264 with reordered pictures (1, 3, 4, 2); but the decoder gives them in order, so the k-th picture has the
+    k-th smallest time.
+    """
+    with open_clip(path) as (container, stream):
+        return sorted(packet.dts for packet in container.demux(stream) if packet.size and packet.dts is not None)
+
+
 def _timed_frames(
-    container: Any, stream: Any, seek_seconds: float, frame_rate: float
+    container: Any, stream: Any, seek_seconds: float, frame_rate: float, stored: Sequence[int]
 ) -> Iterator[tuple[float, float, Any]]:
-    """Decoded pictures with the seconds, from the clip's first picture, at which each begins and ends."""
+    """Decoded pictures with the seconds, from the clip's first picture, at which each begins and ends.
+
+    `stored`, if not empty, are the times of the pictures and replace their time stamps.
+    """
     tick = float(stream.time_base)
     zero = None
     if seek_seconds > 0 and any(name in container.format.name for name in SEEKABLE):
-        zero = stream.start_time or 0
+        zero = _first_stamp(container, stream)
         container.seek(zero + math.floor(seek_seconds / tick), stream=stream, backward=True)
     expected = 0
-    for frame in container.decode(stream):
-        stamp = frame.pts if frame.pts is not None else expected
+    for number, frame in enumerate(container.decode(stream)):
+        if stored:
+            stamp = stored[number] if number < len(stored) else expected
+        else:
+            stamp = frame.pts if frame.pts is not None else expected
         zero = stamp if zero is None else zero
         length = frame.duration or round(1 / (frame_rate * tick))
         expected = stamp + length
         yield (stamp - zero) * tick, (expected - zero) * tick, frame
+
+
+def _first_stamp(container: Any, stream: Any) -> int:
+    """Time stamp of the picture shown first, which a header's start time need not be."""
+    first = next(iter(container.decode(stream)), None)
+    return int(first.pts) if first is not None and first.pts is not None else 0
 
 
 # Pictures ---------------------------------------------------------------------------------------
@@ -244,10 +269,23 @@ def _picture_of(frame: Any) -> Image.Image:
 
 
 def _flatten(picture: Image.Image) -> Image.Image:
+    refuse_unscaled(picture)
+    if picture.mode.startswith("I;16"):
+        picture = _grey_of_16_bits(picture)
     if picture.has_transparency_data:
         ground = Image.new("RGBA", picture.size, TRANSPARENT_SHOWN_ON)
         return Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB")
     return picture.convert("RGB")
+
+
+def _grey_of_16_bits(picture: Image.Image) -> Image.Image:
+    """16-bit grey scaled to 8 bits, which `Image.convert` would clip; a transparent value becomes alpha."""
+    values = np.asarray(picture)
+    grey = Image.fromarray(np.rint(values / GREY_16_PER_8).astype(np.uint8))
+    transparent = picture.info.get("transparency")
+    if isinstance(transparent, int):
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def _resize(picture: Image.Image, width: int, height: int) -> Frames:

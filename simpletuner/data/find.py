@@ -28,7 +28,7 @@ from simpletuner.data.geometry import (
     requested_frames,
 )
 from simpletuner.data.probe import IMAGE_EXTENSIONS, probe_all
-from simpletuner.data.sample import LeftOut, MediaInfo, Sample, Unfit
+from simpletuner.data.sample import LeftOut, MediaInfo, Sample, Unfit, printable
 from simpletuner.events.types import Event
 
 VIDEO_EXTENSIONS = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".gif", ".m4v"})
@@ -162,8 +162,9 @@ def list_media(folder: Path, dataset: ClipDataset) -> Listing:
 
 def _refuse_unreadable(dataset: ClipDataset) -> Callable[[OSError], None]:
     def refuse(error: OSError) -> None:
+        folder = printable(str(error.filename))
         raise UserError(
-            f"data set '{dataset.id}': the folder '{error.filename}' cannot be listed ({error.strerror})",
+            f"data set '{dataset.id}': the folder '{folder}' cannot be listed ({error.strerror})",
             "All sub-folders of a data set must be readable, or clips would be missing without a word",
             "Correct its permissions, or move it out of the data set",
         ) from error
@@ -269,9 +270,9 @@ def summarize_reasons(left_out: Sequence[LeftOut]) -> tuple[str, ...]:
         groups.setdefault(kind, []).append(item)
     ordered = sorted(groups.values(), key=len, reverse=True)
     lines = [
-        f"{items[0].path}: {items[0].reason}"
+        f"{items[0].shown_path}: {items[0].reason}"
         if len(items) == 1
-        else f"{len(items)} files such as {items[0].path}: {items[0].reason}"
+        else f"{len(items)} files such as {items[0].shown_path}: {items[0].reason}"
         for items in ordered[:REASONS_SHOWN]
     ]
     rest = sum(len(items) for items in ordered[REASONS_SHOWN:])
@@ -286,7 +287,8 @@ def _notes_on(dataset: ClipDataset, listing: Listing, samples: Sequence[Sample],
     enlarged = [sample for sample in samples if _enlargement(sample) > 1.01]
     if enlarged:
         most = max(enlarged, key=_enlargement)
-        notes.append(f"{len(enlarged)} files are enlarged, most of all {most.path} ({_enlargement(most):.2g}×)")
+        scale = f"{_enlargement(most):.2g}×"
+        notes.append(f"{len(enlarged)} files are enlarged, most of all {printable(most.path)} ({scale})")
     if listing.ignored:
         notes.append("ignored: " + ", ".join(f"{count} {kind}" for kind, count in sorted(listing.ignored.items())))
     return [f"{dataset.id}: {note}" for note in notes if note]

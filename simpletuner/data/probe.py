@@ -40,6 +40,7 @@ MISSING_END_SECONDS = 0.5
 PROBE_EVENTS = 200  # at most so many progress events per scan
 PICTURE_FORMATS = ("_pipe", "image2")  # what FFmpeg calls still pictures
 HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # ITU-T H.273 transfer characteristics
+UNSCALED_MODES = {"I": "32-bit whole numbers", "F": "32-bit floating-point numbers"}  # Pillow's modes
 EXIF_ORIENTATION = 0x0112
 EXIF_TURNS = {3: 180, 4: 180, 5: 270, 6: 270, 7: 90, 8: 90}  # degrees counter-clockwise
 
@@ -93,6 +94,17 @@ def _probe_or_reason(path: Path) -> MediaInfo | UnusableMedia:
         return probe(path)
     except UnusableMedia as unusable:
         return unusable
+
+
+def refuse_unscaled(picture: Image.Image) -> None:
+    """Refuse pictures of 32-bit numbers, whose black and white no header tells.
+
+    Raises:
+        UnusableMedia: For Pillow's modes "I" and "F"; 16-bit grey ("I;16") has a known range and passes.
+    """
+    if picture.mode in UNSCALED_MODES:
+        kind = UNSCALED_MODES[picture.mode]
+        raise UnusableMedia(f"{kind} as pixels: which value is white is not known; save it with 8 or 16 bits")
 
 
 @contextlib.contextmanager
@@ -261,6 +273,7 @@ def _probe_picture_stream(path: Path, status: os.stat_result) -> MediaInfo:
 def _probe_image(path: Path, status: os.stat_result) -> MediaInfo:
     try:
         with Image.open(path) as image:
+            refuse_unscaled(image)
             width, height = image.size
             orientation = image.getexif().get(EXIF_ORIENTATION, 1)
             codec = (image.format or "image").lower()

@@ -6,6 +6,7 @@ cut; a `Batch` is what one forward pass receives.
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,6 +14,18 @@ import torch
 from torch import Tensor
 
 MediaKind = Literal["video", "image"]
+# Unicode categories that would break a line of a report or steer a terminal.
+CONTROL_CATEGORIES = ("Cc", "Zl", "Zp")
+
+
+def printable(text: str) -> str:
+    """`text` on one line: a line break becomes \\n, every other control character is written out likewise."""
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in CONTROL_CATEGORIES
+        else character
+        for character in text
+    )
 
 
 class Unfit(Exception):  # noqa: N818 - a verdict on a file, not a fault
@@ -138,6 +151,11 @@ class LeftOut:
     dataset: str
     path: str
     reason: str
+
+    @property
+    def shown_path(self) -> str:
+        """The path as reports print it: on one line, control characters written out."""
+        return printable(self.path)
 
 
 @dataclass(frozen=True)

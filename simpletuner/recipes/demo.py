@@ -16,6 +16,10 @@ from simpletuner.models.ltxvideo.miniature import write_miniature
 from simpletuner.recipes.train import train_from_config
 
 DEFAULT_STEPS = 100
+ADVICE = (
+    "Open the report in a browser. Next, your own clips: `simpletuner examples copy quickstart --dest config/mine`, "
+    "edit the two files, `simpletuner check --env mine`, `simpletuner train --env mine`."
+)
 _CLIPS = 6
 _WIDTH, _HEIGHT, _FRAMES, _RATE = 96, 64, 17, 16.0
 
@@ -40,7 +44,7 @@ def run_demo(output: Path, steps: int | None = None) -> int:
     write_json_atomic(data_file, demo_datasets(output))
     write_json_atomic(config_file, demo_config(output, steps or DEFAULT_STEPS, _first_caption(clips)))
     config = resolve_config(["--config", str(config_file)], {}, Path.cwd())
-    return train_from_config(config)
+    return train_from_config(config, ADVICE)
 
 
 def demo_config(output: Path, steps: int, prompt: str) -> dict[str, Any]:

@@ -14,14 +14,15 @@ from typing import TypeVar
 
 from simpletuner.config.catalogs.families import FAMILIES
 from simpletuner.config.run_config import RunConfig
-from simpletuner.core.errors import Problem, UserError
+from simpletuner.config.sections.checkpoint import CheckpointSection
+from simpletuner.core.errors import Problem, Severity, UserError
 from simpletuner.core.files import ensure_writable
 from simpletuner.data.buckets import check_buckets
-from simpletuner.data.find import FoundSamples, find_samples
+from simpletuner.data.find import FoundSamples, find_samples, summarize_reasons
 from simpletuner.data.sample import Sample
 from simpletuner.events.types import Event
 from simpletuner.models.family import ModelFamily, Source
-from simpletuner.training.checkpoint import find_checkpoint
+from simpletuner.training.checkpoint import find_checkpoint, refuse_mixed_runs
 
 Found = TypeVar("Found")
 
@@ -61,10 +62,7 @@ def plan_run(config: RunConfig, emit: Callable[[Event], None]) -> RunPlan:
     family: ModelFamily = FAMILIES.load(str(config.model.model_family))
     problems: list[Problem] = []
     source = _collect(problems, lambda: family.resolve(config.model))
-    checkpoint = _collect(
-        problems,
-        lambda: find_checkpoint(Path(config.checkpoint.output_dir), config.checkpoint.resume_from_checkpoint),
-    )
+    checkpoint = _collect(problems, lambda: find_start(config.checkpoint))
     for folder in cache_folders(config):
         _collect(problems, partial(ensure_writable, folder, "cache folder"))
     found = _collect(
@@ -72,7 +70,7 @@ def plan_run(config: RunConfig, emit: Callable[[Event], None]) -> RunPlan:
     )
     samples = _collect(problems, lambda: check_sizes(found.samples, config)) if found is not None else None
     if problems:
-        raise UserError.of(problems)
+        raise UserError.of([*problems, *_left_out_notes(found)])
     assert source is not None
     assert found is not None
     assert samples is not None
@@ -86,6 +84,19 @@ def plan_run(config: RunConfig, emit: Callable[[Event], None]) -> RunPlan:
         prompt_folder=Path(str(config.text_embeds.cache_dir)),
         checkpoint=checkpoint,
     )
+
+
+def find_start(settings: CheckpointSection) -> Path | None:
+    """The checkpoint to continue from, None for a fresh start in a folder without checkpoints.
+
+    Raises:
+        UserError: If it is missing or broken, or if the folder holds checkpoints of later steps.
+    """
+    folder, request = Path(settings.output_dir), settings.resume_from_checkpoint
+    checkpoint = find_checkpoint(folder, request)
+    if request != "latest":
+        refuse_mixed_runs(folder, checkpoint)
+    return checkpoint
 
 
 def check_sizes(samples: tuple[Sample, ...], config: RunConfig) -> tuple[Sample, ...]:
@@ -102,6 +113,12 @@ def cache_folders(config: RunConfig) -> list[Path]:
     """Every folder that holds encoded clips or captions of this run, each once."""
     latents = [Path(str(entry.cache_dir_vae)) for entry in config.datasets]
     return list(dict.fromkeys([*latents, Path(str(config.text_embeds.cache_dir))]))
+
+
+def _left_out_notes(found: FoundSamples | None) -> list[Problem]:
+    """Why files were left out, beside the errors: too few clips is often the consequence."""
+    lines = summarize_reasons(found.left_out) if found is not None else ()
+    return [Problem(f"left out {line}", severity=Severity.NOTE) for line in lines]
 
 
 def _collect(problems: list[Problem], look: Callable[[], Found]) -> Found | None:

@@ -90,5 +90,5 @@ def _left_out_lines(plan: RunPlan) -> list[str]:
     ]
     left_out = [*plan.found.left_out, *pruned]
     if len(left_out) <= _NAMED_FILES:
-        return [f"left out {item.path}: {item.reason}" for item in left_out]
+        return [f"left out {item.shown_path}: {item.reason}" for item in left_out]
     return [f"left out {line}" for line in summarize_reasons(left_out)]

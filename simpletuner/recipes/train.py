@@ -6,17 +6,19 @@ own section. `docs/walk.md` tells the same story with a link per stop.
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from simpletuner.caching.fingerprint import fingerprint
 from simpletuner.caching.latents import LatentCache
 from simpletuner.caching.prompts import PromptCache
 from simpletuner.config.catalogs.families import FAMILIES
 from simpletuner.config.run_config import RunConfig
-from simpletuner.core.errors import ExitCode, Severity
-from simpletuner.core.files import ensure_writable, sweep
+from simpletuner.core.errors import ExitCode, Severity, UserError
+from simpletuner.core.files import ensure_writable, sweep, write_json_atomic
 from simpletuner.data.batches import BatchStream
 from simpletuner.data.contact_sheet import draw_contact_sheet
 from simpletuner.events.run import Run, open_run
@@ -30,7 +32,7 @@ from simpletuner.events.types import (
 )
 from simpletuner.objectives.flow_matching import FlowMatching
 from simpletuner.recipes.encode import fill_caches, load_autoencoder
-from simpletuner.recipes.plan import RunPlan, cache_folders, check_sizes, plan_run
+from simpletuner.recipes.plan import RunPlan, check_sizes, plan_run
 from simpletuner.recipes.story import tell_plan, tell_training
 from simpletuner.runtime.host import Host, find_host, release_memory
 from simpletuner.runtime.lock import hold_folder
@@ -44,6 +46,8 @@ from simpletuner.validation.generate import VIDEO_FOLDER, generate_videos, video
 from simpletuner.validation.report import write_report
 
 Outcome = Literal["finished", "stopped"]
+
+ADVICE = "Open the report in a browser; a larger max_train_steps trains on from here."
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,12 @@ class Session:
         return Path(self.config.checkpoint.output_dir)
 
 
-def train_from_config(config: RunConfig) -> int:
+def train_from_config(config: RunConfig, advice: str = ADVICE) -> int:
     """Do the run that `config` describes; returns the exit code.
+
+    Args:
+        config: The resolved configuration.
+        advice: The last line for the user after a finished run.
 
     Raises:
         UserError: If something the user can mend is wrong, before or while training.
@@ -75,8 +83,9 @@ def train_from_config(config: RunConfig) -> int:
     name, seed = config.reporting.tracker_run_name, config.schedule.seed
     ensure_writable(folder, "output_dir")
     with hold_folder(folder), open_run(folder, config.as_document(), name, seed=seed) as run:
-        # Caches are swept by their own rule: another run may be filling them.
-        sweep(folder, except_below=cache_folders(config))
+        # Not what lies below: another run may be filling a cache there, or live in a sub-folder.
+        for own in (folder, folder / VIDEO_FOLDER):
+            sweep(own, recursive=False)
         with stop_on_signals(lambda text: run.emit(Noticed("note", text))) as stop:
             plan = open_plan(config, host, run)
             caches = fill_caches(config, plan, host, run.emit)
@@ -85,7 +94,7 @@ def train_from_config(config: RunConfig) -> int:
                 outcome = run_session(session, stop)
             finally:
                 session.batches.close()
-        run.emit(RunFinished(session.state.step, outcome, _next_words(session, outcome)))
+        run.emit(RunFinished(session.state.step, outcome, _next_words(session, outcome, advice)))
         write_report(folder, title=name)
     return ExitCode.INTERRUPTED if outcome == "stopped" else ExitCode.OK
 
@@ -123,7 +132,9 @@ def begin_session(
     state = TrainState.begin(trainable, batches, config, total_steps)
     if plan.checkpoint is not None:
         for sentence in restore(state, plan.checkpoint, _run_facts(config, plan)):
-            run.emit(Noticed("warning", sentence))
+            run.emit(Noticed("note", sentence))
+    if warning := state.learning_rate.warning():
+        run.emit(Noticed("warning", warning))
     tell_training(config, samples, caches, state, batches, run.emit)
     return Session(config, plan, host, run, prompts, trainable, state, batches)
 
@@ -133,10 +144,10 @@ def run_session(session: Session, stop: StopRequest) -> Outcome:
     config, run, state = session.config, session.run, session.state
     total = state.total_steps
     if state.step >= total:
-        run.emit(Noticed("note", f"nothing to train: step {state.step} of {total} is done"))
+        complete_outputs(session)
         return "finished"
-    if not config.validation.disable_benchmark and not has_base_videos(session):
-        validate(session, "base")
+    if not (config.validation.disable_benchmark or config.validation.validation_disable):
+        generate_base_videos(session)
     if config.validation.validation_on_startup:
         validate(session, "adapter")
 
@@ -146,7 +157,8 @@ def run_session(session: Session, stop: StopRequest) -> Outcome:
     def validates(step: int) -> bool:
         return is_due(step, config.validation.validation_step_interval, total)
 
-    started, saved = time.monotonic(), -1
+    started, saved = time.monotonic(), state.step
+    stop.patient = True
     run.emit(StageStarted("train", "Training", total, "steps", state.step))
     objective = FlowMatching(session.plan.family, session.plan.source, config.flow, config.schedule.seed)
     for done in fit(state, objective, stop=stop, settles=lambda step: saves(step) or validates(step)):
@@ -160,6 +172,7 @@ def run_session(session: Session, stop: StopRequest) -> Outcome:
     run.emit(StageFinished("train", state.step, time.monotonic() - started))
     if saved != state.step:
         save(session)
+    stop.patient = False
     return "finished" if state.step >= total else "stopped"
 
 
@@ -168,10 +181,30 @@ def save(session: Session) -> int:
     started = time.monotonic()
     step = session.state.step
     path = save_checkpoint(session.state, session.folder, facts=_run_facts(session.config, session.plan))
-    prune_checkpoints(session.folder, session.config.checkpoint.checkpoints_total_limit)
+    prune_checkpoints(session.folder, session.config.checkpoint.checkpoints_total_limit, keep=path)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     session.run.emit(CheckpointSaved(step, str(path), time.monotonic() - started, size))
     return step
+
+
+def complete_outputs(session: Session) -> None:
+    """Make what a run that is trained to its end lacks: its adapter, its last videos.
+
+    Raises:
+        UserError: If the checkpoint is already beyond the end.
+    """
+    state = session.state
+    if state.step > state.total_steps:
+        raise UserError(
+            f"the checkpoint is at step {state.step}, beyond the run's end at step {state.total_steps}",
+            "A run cannot go back",
+            "Raise max_train_steps, or continue from an earlier checkpoint in another output_dir",
+        )
+    session.run.emit(Noticed("note", f"nothing to train: step {state.step} of {state.total_steps} is done"))
+    if not (session.folder / WEIGHTS_NAME).exists():
+        export(session)
+    if not has_videos(session, "adapter"):
+        validate(session, "adapter")
 
 
 def export(session: Session) -> Path:
@@ -203,15 +236,35 @@ def validate(session: Session, weights: Literal["base", "adapter"]) -> None:
     release_memory(session.host.device)
 
 
-def has_base_videos(session: Session) -> bool:
-    """Whether an earlier start of this run has generated every video of the base model."""
-    settings = session.config.validation
-    names = [
-        video_name(0, "base", prompt.nickname, width, height, settings.num_frames)
+def has_videos(session: Session, weights: Literal["base", "adapter"]) -> bool:
+    """Whether every video of these weights at this step exists."""
+    settings, folder = session.config.validation, session.folder / VIDEO_FOLDER
+    step = 0 if weights == "base" else session.state.step
+    return all(
+        (folder / video_name(step, weights, prompt.nickname, width, height, settings.num_frames)).exists()
         for prompt in session.config.prompts
         for width, height in settings.resolutions
-    ]
-    return session.state.step > 0 and all((session.folder / VIDEO_FOLDER / name).exists() for name in names)
+    )
+
+
+def generate_base_videos(session: Session) -> None:
+    """Generate the base model's videos once; again when prompts, settings or the model have changed."""
+    facts = fingerprint(
+        {
+            "model": {part: session.plan.source.identity(part) for part in ("transformer", "autoencoder", "text")},
+            "prompts": [(entry.nickname, entry.prompt) for entry in session.config.prompts],
+            "settings": session.config.validation.model_dump(mode="json"),
+            "frame_rate": session.config.data.framerate,
+            "precision": session.config.precision.model_dump(mode="json"),
+            "token_length": session.config.model.tokenizer_max_length,
+        }
+    )
+    record = session.folder / VIDEO_FOLDER / "base.json"
+    if record.exists() and json.loads(record.read_text()) == facts and has_videos(session, "base"):
+        return
+    validate(session, "base")
+    if has_videos(session, "base"):
+        write_json_atomic(record, facts)
 
 
 def _run_facts(config: RunConfig, plan: RunPlan) -> dict[str, Any]:
@@ -219,19 +272,20 @@ def _run_facts(config: RunConfig, plan: RunPlan) -> dict[str, Any]:
     return {
         "model": plan.source.identity("transformer"),
         "release": plan.source.release,
-        "batch_size": config.schedule.train_batch_size,
-        "accumulation": config.schedule.gradient_accumulation_steps,
+        "train_batch_size": config.schedule.train_batch_size,
+        "gradient_accumulation_steps": config.schedule.gradient_accumulation_steps,
     }
 
 
 def _early_facts(config: RunConfig, plan: RunPlan) -> dict[str, Any]:
     """The facts known before the model is loaded, so that a misfit shows before any encoding."""
-    rank = config.adapter.lora_rank
+    alpha = config.adapter.lora_alpha
     return {
         **_run_facts(config, plan),
         "lora_type": config.adapter.lora_type,
-        "lora_rank": rank,
-        "lora_alpha": float(rank if config.adapter.lora_alpha is None else config.adapter.lora_alpha),
+        "lora_rank": config.adapter.lora_rank,
+        # An absent alpha follows the rank; one misfit is not told twice.
+        **({} if alpha is None else {"lora_alpha": float(alpha)}),
         "optimizer": config.optimizer.optimizer,
         "seed": config.schedule.seed,
     }
@@ -252,15 +306,11 @@ def _metadata(session: Session) -> dict[str, str]:
     }
 
 
-def _next_words(session: Session, outcome: Outcome) -> str:
+def _next_words(session: Session, outcome: Outcome, advice: str) -> str:
     """Where everything is, and what to do next."""
     folder = session.folder.resolve()
     if outcome == "stopped":
+        if session.state.step == 0:
+            return "No step was finished. Start the same command again."
         return f"Saved checkpoint-{session.state.step} in {folder}. Start the same command again to go on from there."
-    return "\n".join(
-        (
-            f"adapter  {folder / WEIGHTS_NAME}",
-            f"report   {folder / 'report.html'}",
-            "Open the report in a browser, or train on with a larger max_train_steps.",
-        )
-    )
+    return "\n".join((f"adapter  {folder / WEIGHTS_NAME}", f"report   {folder / 'report.html'}", advice))

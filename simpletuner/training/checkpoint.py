@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 
 from simpletuner.core.errors import ExitCode, Problem, UserError
 from simpletuner.core.files import retire, staged_folder
@@ -46,8 +47,8 @@ FIXED_FACTS: Final = (
     "optimizer",
     "seed",
     "dataset",
-    "batch_size",
-    "accumulation",
+    "train_batch_size",
+    "gradient_accumulation_steps",
 )
 
 
@@ -57,8 +58,8 @@ def save_checkpoint(state: TrainState, folder: Path, *, facts: Mapping[str, Any]
     Args:
         state: A state between two steps.
         folder: The run's output folder.
-        facts: What else identifies the run: "model", "release", "dataset", "batch_size",
-            "accumulation"; JSON values only.
+        facts: What else identifies the run: "model", "release", "train_batch_size",
+            "gradient_accumulation_steps"; JSON values only.
 
     Raises:
         UserError: If the state holds numbers that are not finite (exit code 5), or if the disk is
@@ -76,7 +77,8 @@ def save_checkpoint(state: TrainState, folder: Path, *, facts: Mapping[str, Any]
     }
     with staged_folder(path) as staging:
         state.trainable.save_weights(staging / WEIGHTS_NAME, {"global_step": str(state.step)})
-        save_file(moments, staging / OPTIMIZER_NAME, metadata={"format": "pt"})
+        # Written by Python, not by the library: its own errors are no OSError and would hide a full disk.
+        (staging / OPTIMIZER_NAME).write_bytes(serialize(moments, metadata={"format": "pt"}))
         (staging / STATE_NAME).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         write_manifest(staging, state.step)
     return path
@@ -111,7 +113,7 @@ def find_checkpoint(output_dir: Path, request: str | None) -> Path | None:
         raise UserError(
             f"none of the {len(reasons)} checkpoints in '{output_dir}' is whole ({'; '.join(reasons)})",
             "Continuing needs a checkpoint whose files are as they were saved",
-            "Restore one from a copy, or set resume_from_checkpoint to none to start over",
+            "Restore one from a copy, or start over in another output_dir",
         )
     return None
 
@@ -124,17 +126,17 @@ def list_checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
     return sorted((int(match.group(1)), path) for match, path in found if match and path.is_dir())
 
 
-def prune_checkpoints(output_dir: Path, limit: int) -> list[Path]:
+def prune_checkpoints(output_dir: Path, limit: int, keep: Path | None = None) -> list[Path]:
     """Remove the oldest checkpoints until `limit` remain; returns those removed.
 
-    The newest whole checkpoint stays whatever the limit, even if broken ones are newer. If none is
-    whole, nothing is removed. 0 keeps all.
+    `keep`, the one just saved, stays whatever the limit; without it the newest whole one does, even
+    if broken ones are newer. If none is whole, nothing is removed. 0 keeps all.
     """
     found = list_checkpoints(output_dir)
     excess = len(found) - limit
     if limit < 1 or excess < 1:
         return []
-    kept = next((path for step, path in reversed(found) if _is_whole(step, path)), None)
+    kept = keep or next((path for step, path in reversed(found) if _is_whole(step, path)), None)
     removed = [path for _, path in found if path != kept][:excess] if kept else []
     for path in removed:
         retire(path)
@@ -185,7 +187,7 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
         raise UserError(
             f"checkpoint '{checkpoint}' cannot be used: {error}",
             "Continuing needs a checkpoint whose files are as they were saved",
-            "Name another checkpoint, or set resume_from_checkpoint to latest or none",
+            "Name another checkpoint, or start over in another output_dir",
         ) from error
     return document
 
@@ -222,7 +224,7 @@ def _compare_facts(checkpoint: Path, saved: Mapping[str, Any], current: Mapping[
         Problem(
             f"'{checkpoint.name}' was made with {key} {then}; this run has {today}",
             "A checkpoint continues only a run with the same model, adapter, optimizer, seed, data set and batches",
-            f"Set {key} back, or start over: another output_dir, or resume_from_checkpoint none",
+            f"Set {key} back, or start over in another output_dir",
         )
         for key, (then, today) in changed.items()
         if key in FIXED_FACTS
@@ -233,6 +235,25 @@ def _compare_facts(checkpoint: Path, saved: Mapping[str, Any], current: Mapping[
         f"{key} was {then} when '{checkpoint.name}' was saved; the run goes on with {today}"
         for key, (then, today) in changed.items()
     )
+
+
+def refuse_mixed_runs(output_dir: Path, checkpoint: Path | None) -> None:
+    """Refuse to begin at a step below checkpoints that are already in `output_dir`.
+
+    The next start would continue from the highest step, which is another run's.
+
+    Raises:
+        UserError: Naming the checkpoints in the way.
+    """
+    match = _FOLDER.match(checkpoint.name) if checkpoint else None
+    begins_at = int(match.group(1)) if match else -1
+    beyond = [path.name for step, path in list_checkpoints(output_dir) if step > begins_at]
+    if beyond:
+        raise UserError(
+            f"'{output_dir}' holds {', '.join(beyond)}, and this run would begin at step {max(begins_at, 0)}",
+            "Two runs in one folder would be mixed, and the next start would continue the wrong one",
+            "Choose another output_dir, or move these folders away",
+        )
 
 
 def _named_checkpoint(output_dir: Path, request: str) -> Path:

@@ -98,7 +98,7 @@ class TrainState:
             "learning_rate": plan.base,
             "lr_scheduler": self.learning_rate.name,
             "lr_warmup_steps": plan.warmup_steps,
-            "total_steps": self.total_steps,
+            "max_train_steps": self.total_steps,
             "adam_weight_decay": self.settings.adam_weight_decay,
             "max_grad_norm": self.settings.max_grad_norm,
             "grad_clip_method": self.settings.grad_clip_method,

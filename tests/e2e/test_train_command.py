@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -78,20 +76,15 @@ def test_a_resumed_run_equals_the_straight_one_and_encodes_nothing_again(
 
 
 def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(project: Project) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "simpletuner", *project.arguments(max_train_steps=100000)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
     metrics = project.output / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 4):
-        assert time.monotonic() < deadline, "the run did not reach step 4"
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    told, _ = process.communicate(timeout=60)
+    with project.start(max_train_steps=100000) as process:
+        deadline = time.monotonic() + 120
+        while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 4):
+            assert time.monotonic() < deadline, "the run did not reach step 4"
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        told, _ = process.communicate(timeout=60)
     assert process.returncode == 130, told
     assert "Traceback" not in told
     assert "Start the same command again" in told
@@ -100,17 +93,13 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(project: Project) -> No
 
 
 def test_killing_the_process_loses_no_checkpoint(project: Project) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "simpletuner", *project.arguments(max_train_steps=100000, checkpoint_step_interval=2)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not (project.output / "checkpoint-6").exists():
-        assert time.monotonic() < deadline, "the run did not reach step 6"
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
+    with project.start(max_train_steps=100000, checkpoint_step_interval=2) as process:
+        deadline = time.monotonic() + 120
+        while not (project.output / "checkpoint-6").exists():
+            assert time.monotonic() < deadline, "the run did not reach step 6"
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.02)
+        process.kill()
     newest = max(int(path.name.split("-")[1]) for path in project.output.glob("checkpoint-*"))
     assert main(project.arguments(max_train_steps=newest + 2, checkpoint_step_interval=0)) == 0
     assert [line["step"] for line in project.metrics()] == list(range(1, newest + 3))

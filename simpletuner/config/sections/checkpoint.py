@@ -12,7 +12,11 @@ DISK = "watching the free space of the disk"
 
 class CheckpointSection(Section):
     output_dir: str = option(
-        "output/ltxvideo", "Folder of the run; a full path is best.", "本次运行的文件夹；最好使用完整路径。", guide=True
+        "output/ltxvideo",
+        "Folder of the run; a full path is best.",
+        "本次运行的文件夹；最好使用完整路径。",
+        guide=True,
+        empty_fix="Name the folder of the run, or remove the option to use output/ltxvideo",
     )
     checkpoint_step_interval: int = option(
         500,

@@ -33,10 +33,11 @@ class PrecisionSection(Section):
             "fp8": "fp8 arithmetic",
         },
     )
-    vae_dtype: Literal["default", "fp32", "fp16", "bf16"] = option(
+    vae_dtype: Literal["default", "fp32", "bf16"] = option(
         "bf16",
         "Number format of the autoencoder while encoding and decoding.",
         "自编码器编码与解码时的数值格式。",
+        planned_values={"fp16": "an fp16 autoencoder, whose narrow range LTX-Video's activations leave,"},
     )
     base_model_precision: Literal["no_change"] = option(
         "no_change",

@@ -119,7 +119,8 @@ class ConsoleSink:
             self._say("")
             self._say(f"{word} after step {event.step}, {told_duration(self._summary.seconds)} in this start", style)
             self._say_pairs(self._summary.lines())
-            for line in event.detail.splitlines():
+            # Why a run failed is told by the command line, which prints the error itself.
+            for line in event.detail.splitlines() if event.outcome != "failed" else ():
                 self._say(f"  {line}")
 
     def _say_pairs(self, pairs: tuple[tuple[str, str], ...]) -> None:

@@ -7,17 +7,18 @@ file's metadata, a loader would take alpha for the rank.
 from __future__ import annotations
 
 import datetime
+import errno
 import hashlib
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from diffusers import LTXPipeline
-from safetensors import safe_open
-from safetensors.torch import load_file, save, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from simpletuner.core.files import staged_file
+from simpletuner.core.files import STAGING, staged_file, told_as_user_error
 
 _NAME = "adapter.safetensors"
 
@@ -36,19 +37,23 @@ def save_adapter(
     Raises:
         UserError: If the disk is full or the folder cannot be written.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        LTXPipeline.save_lora_weights(
-            scratch,
-            transformer_lora_layers=tensors,
-            transformer_lora_adapter_metadata=adapter_config,
-            weight_name=_NAME,
-        )
-        written = Path(scratch) / _NAME
-        with safe_open(written, framework="pt") as handle:
-            layout = handle.metadata()
-        stored = load_file(written)
-    with staged_file(path) as staging:
-        save_file(stored, staging, metadata={**_model_spec(stored), **metadata, **layout})
+    with told_as_user_error(path), staged_file(path) as staging:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=STAGING) as scratch:
+            try:
+                LTXPipeline.save_lora_weights(
+                    scratch,
+                    transformer_lora_layers=tensors,
+                    transformer_lora_adapter_metadata=adapter_config,
+                    weight_name=_NAME,
+                )
+            except SafetensorError as error:
+                # The library wraps the system's error in one of its own that is no OSError.
+                raise OSError(errno.ENOSPC if "os error 28" in str(error) else errno.EIO, str(error)) from error
+            written = Path(scratch) / _NAME
+            with safe_open(written, framework="pt") as handle:
+                layout = handle.metadata()
+            stored = load_file(written)
+        staging.write_bytes(save(stored, metadata={**_model_spec(stored), **metadata, **layout}))
 
 
 def _model_spec(tensors: dict[str, Tensor]) -> dict[str, str]:

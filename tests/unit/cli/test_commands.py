@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
 import warnings
 from pathlib import Path
 
@@ -172,3 +173,30 @@ def test_chatter_is_left_out_and_the_rest_is_not(caplog: pytest.LogCaptureFixtur
         logging.getLogger(name).warning("Unable to import `torchao` Tensor objects. Perhaps an old version.")
         logging.getLogger(name).warning("Something a person should know.")
     assert [record.getMessage() for record in caplog.records] == ["Something a person should know."]
+
+
+AS_ROOT = os.name != "nt" and os.geteuid() == 0
+
+
+@pytest.mark.parametrize(
+    "words", [["demo", "--output"], ["examples", "copy", "quickstart", "--dest"], ["miniature"]], ids=lambda w: w[0]
+)
+@pytest.mark.parametrize(
+    "place", ["file", pytest.param("closed", marks=pytest.mark.skipif(AS_ROOT, reason="root may write anywhere"))]
+)
+def test_folder_that_cannot_be_written(
+    work: Path, capsys: pytest.CaptureFixture[str], words: list[str], place: str
+) -> None:
+    (work / "file").write_text("")
+    (work / "closed").mkdir(mode=0o500)
+    assert main([*words, f"{place}/run"]) == ExitCode.USER
+    streams = capsys.readouterr()
+    assert "cannot be written" in streams.err
+    assert "Traceback" not in streams.err
+
+
+def test_demo_into_a_file(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (work / "file").write_text("mine")
+    assert main(["demo", "--output", "file"]) == ExitCode.USER
+    assert "'file' cannot be written" in capsys.readouterr().err
+    assert (work / "file").read_text() == "mine"

@@ -28,6 +28,9 @@ REFUSED = [
     "config/config.json:52: ema_update_interval = 2",
 ]  # fmt: skip
 NOTED = [
+    "config/config.json:3: quantize_via = \"cpu\"",
+    "config/config.json:5: aspect_bucket_rounding = 2",
+    "config/ltxvideo/multidatabackend.json:31: text-embeds: write_batch_size = 128",
     "config/config.json:20: tracker_project_name = \"lora-training\"",
     "config/config.json:9: offload_during_startup = true",
     "config/config.json:31: resolution = 800 is only the default: the data sets have their own (disney-black-and-white: 480)",

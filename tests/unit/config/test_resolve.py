@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from simpletuner.config.paths import SOURCES
 from simpletuner.config.resolve import resolve_config
 from simpletuner.config.run_config import RunConfig
 from simpletuner.config.table import OptionSpec, option_table
@@ -214,7 +215,8 @@ SPECIAL = {
     "minimum_image_size": 64.0, "validation_resolution": "640x480", "model_flavour": "0.9.1", "lr_end": 1e-5,
     "aspect_bucket_alignment": 64, "caption_strategy": "filename", "user_prompt_library": "prompts.json",
     "lr_scheduler": "linear", "report_to": "simpletuner", "mixed_precision": "no", "maximum_image_size": None,
-    "target_downsample_size": None, "model_family": None, "model_type": None,
+    "target_downsample_size": None, "model_family": None, "model_type": None, "resume_from_checkpoint": "none",
+    **dict.fromkeys(SOURCES, "owner/name"),
 }  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from simpletuner.config.resolve import resolve_config
         ({"validation_prompt": ""}, "warning: validation_prompt: there is no validation prompt"),
         ({"validation_prompt": "a cat"}, "note: short prompts: validation."),
         ({"report_to": "wandb,none"}, "error: config/config.json:6: report_to = \"wandb\". Not built yet: the tracker 'wandb'."),
-        ({"report_to": "wandbb"}, "There is no such tracker. Did you mean 'wandb'?"),
+        ({"report_to": "wandbb"}, "There is no such tracker. Set it to \"none\"."),
         ({"model_family": None}, 'error: model_family is missing. It says which architecture is trained. Write "model_family": "ltxvideo".'),
         ({"model_type": None}, 'error: model_type is missing. It says what is trained. Write "model_type": "lora".'),
         ({"model_type": "full"}, "Not built yet: training all weights. Use lora."),
@@ -39,6 +39,13 @@ from simpletuner.config.resolve import resolve_config
         ({"optimizer": "adamw"}, "error: config/config.json:6: optimizer = \"adamw\". It must be one of: adamw_bf16, torch-adamw."),
         ({"optimizer": "adamw8bit"}, "optimi-adamw is its successor"),
         ({"optimizer": "optimi-lion"}, "Not built yet: the optimizer 'optimi-lion'. Use adamw_bf16, torch-adamw."),
+        ({"optimizer": "adam"}, "It must be one of: adamw_bf16, torch-adamw. Did you mean 'torch-adamw'?"),
+        ({"vae_dtype": "fp16"}, "error: config/config.json:6: vae_dtype = \"fp16\". Not built yet"),
+        ({"mixed_precision": "no"}, "optimizer = \"adamw_bf16\" (default) with mixed_precision = \"no\". This"),
+        ({"learning_rate": 1e-8, "lr_scheduler": "cosine"}, "error: config/config.json:6: lr_end = 4e-07 (default) is not below learning_rate = 1e-08."),
+        ({"quantize_via": "cpu"}, "note: config/config.json:6: quantize_via = \"cpu\". Nothing is quantized"),
+        ({"text_encoder_2_precision": "no_change"}, "note: config/config.json:6: text_encoder_2_precision = \"no_change\"."),
+        ({"output_dir": ""}, "error: config/config.json:6: output_dir = \"\". It must not be empty. Name the folder"),
         ({"gradient_checkpointing_interval": 4}, "It cannot be used with LTX-Video"),
         ({"base_model_precision": "fp8-quanto"}, "does not work with LTX-Video at all"),
         ({"text_encoder_2_precision": "int8-quanto"}, "note: config/config.json:6: text_encoder_2_precision"),
@@ -77,6 +84,8 @@ def test_options(desk, options: dict[str, object], text: str) -> None:
         ({"caption_strategy": "instanceprompt"}, "caption_strategy = instanceprompt without instance_prompt."),
         ({"type": "aws"}, "Not built yet: data sets of type 'aws'. Use local."),
         ({"dataset_type": "eval"}, "dataset_type = \"eval\". Not built yet: evaluation sets."),
+        ({"hash_filenames": True}, "note: config/multidatabackend.json:7: clips: hash_filenames = true."),
+        ({"dataset_type": "evak"}, "dataset_type = \"evak\". It must be one of: video, image, text_embeds."),
         ({"dataset_type": "vidoe"}, "Did you mean 'video'?"),
         ({"metadata_backend": "parquet"}, "Not built yet: facts about clips from parquet. Use discovery."),
         ({"instance_data_dir": "clisp"}, "there is no such folder. Looked at"),
@@ -160,3 +169,26 @@ def test_prompt_library(desk) -> None:
 def test_constant_with_warm_up_becomes_what_it_means(desk) -> None:
     desk.add(lr_scheduler="constant", lr_warmup_steps=10)
     assert resolve_config([], {}, desk.folder).schedule.lr_scheduler == "constant_with_warmup"
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("data_backend_config=nosuch.json", 'error: command line: data_backend_config = "nosuch.json": there is no'),
+        ("user_prompt_library=none.json", 'error: command line: user_prompt_library = "none.json": there is no'),
+        ("mixed_precision=no", 'error: command line: optimizer = "adamw_bf16" (default) with mixed_precision = "no".'),
+        ("learning_rate=1e-8", "error: command line: lr_end = 4e-07 (default) is not below learning_rate = 1e-08."),
+        ("resolution=0.25", "error: command line: resolution = 0.25 with resolution_type pixel_area."),
+        ("output_dir=", 'error: command line: output_dir = "". It must not be empty.'),
+    ],
+)
+def test_findings_name_the_command_line(desk, word: str, text: str) -> None:
+    desk.add(lr_scheduler="cosine")
+    texts = desk.texts(word)
+    assert any(found.startswith(text) for found in texts), texts
+
+
+def test_suggestions_are_built(desk) -> None:
+    """A word near one that is only planned is not sent there."""
+    desk.add(optimizer="bnb-adamm", base_model_precision="int8-qanto")
+    assert not any("Did you mean" in text for text in desk.texts())

@@ -70,6 +70,7 @@ def test_presets_are_in_order(name: str, tmp_path: Path) -> None:
     entry = read_json(folder / "multidatabackend.json", "x").value[0]
     work = tmp_path / "work"
     (work / entry["instance_data_dir"]).mkdir(parents=True)
+    (work / "output/real-clips/model").mkdir(parents=True)  # its README has it made first
     examination = examine(["--example", name], {}, work)
     assert examination.config is not None, examination.problems
     assert all(notice.severity is Severity.NOTE for notice in examination.config.notices)

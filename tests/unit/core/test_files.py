@@ -60,18 +60,44 @@ def test_sweep_removes_only_litter(tmp_path: Path) -> None:
     (tmp_path / f"{files.TRASH}2").mkdir()
     (tmp_path / f"{files.TRASH}2" / "state").write_text("old")
     (tmp_path / "keep.txt").write_text("mine")
-    assert files.sweep(tmp_path, except_below=[tmp_path / "sub"]) == 1
+    assert files.sweep(tmp_path, recursive=False) == 1
     assert names(tmp_path / "sub") == [f"{files.STAGING}1"]
     assert files.sweep(tmp_path) == 1
     assert names(tmp_path) == ["keep.txt", "sub"]
     assert names(tmp_path / "sub") == []
 
 
-@pytest.mark.parametrize(("code", "phrase"), [(errno.ENOSPC, "no space left"), (errno.EROFS, "cannot be written")])
-def test_disk_faults_are_told_with_path_and_exit_code(tmp_path: Path, code: int, phrase: str) -> None:
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_folder_being_replaced_is_never_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool) -> None:
+    target = tmp_path / "checkpoint-1"
+    with files.staged_folder(target) as staging:
+        (staging / "state").write_text("old")
+    rename, done = os.replace, []
+
+    def fail_at_the_second(source: Path, goal: Path) -> None:
+        done.append(goal)
+        if len(done) == 2 or (killed and len(done) > 2):  # a killed process does not clean up either
+            raise OSError(errno.EIO, "input/output error")
+        rename(source, goal)
+
+    monkeypatch.setattr("os.replace", fail_at_the_second)
+    with pytest.raises(OSError), files.staged_folder(target) as staging:
+        (staging / "state").write_text("new")
+    monkeypatch.setattr("os.replace", rename)
+    assert target.exists() is not killed
+    files.sweep(tmp_path)
+    assert (target / "state").read_text() == "old"
+    assert names(tmp_path) == ["checkpoint-1"]
+
+
+@pytest.mark.parametrize(
+    ("code", "phrase", "exit_code"),
+    [(errno.ENOSPC, "no space left", ExitCode.DISK), (errno.EROFS, "cannot be written", ExitCode.USER)],
+)
+def test_disk_faults_are_told_with_path_and_exit_code(tmp_path: Path, code: int, phrase: str, exit_code: int) -> None:
     with pytest.raises(UserError, match=phrase) as caught, files.told_as_user_error(tmp_path / "x"):
         raise OSError(code, os.strerror(code))
-    assert caught.value.exit_code == ExitCode.DISK
+    assert caught.value.exit_code == exit_code
     assert str(tmp_path / "x") in str(caught.value)
 
 

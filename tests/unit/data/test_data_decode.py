@@ -125,6 +125,21 @@ def test_seeking_equals_reading_from_the_beginning(
         assert np.array_equal(decode_sample(tmp_path, window(sample, start, 25)), whole[start : start + 25])
 
 
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [("mpeg4", {"qscale": "2", "g": "12", "bf": "2"}),
+     ("libx264", {"crf": "12", "g": "12", "bf": "2", "preset": "ultrafast", "threads": "1"})],
+)  # fmt: skip
+def test_avi_with_reordered_pictures(
+    tmp_path: Path, write_clip: Write, read_numbers: Read, clip_dataset: Dataset, codec: str, options: dict[str, str]
+) -> None:
+    """AVI stores decoding times only: the first picture has time 1, and those of H.264 come as 1, 3, 4, 2."""
+    path = write_clip(tmp_path / "a.avi", frames=60, codec=codec, options=options)
+    sample = sample_of(path, clip_dataset(video={"num_frames": 25}))
+    for start in (0, 20, 33, 35):
+        assert read_numbers(decode_sample(tmp_path, window(sample, start, 25))) == list(range(start, start + 25))
+
+
 def test_single_frames(tmp_path: Path, write_clip: Write, read_numbers: Read, clip_dataset: Dataset) -> None:
     path = write_clip(tmp_path / "a.webm", frames=33, codec="libvpx-vp9")
     sample = sample_of(path, clip_dataset(video={"num_frames": 25}))
@@ -293,6 +308,29 @@ def test_black_and_white_fill_the_range(
     assert pixels.max() == 1
     assert pixels[:, :, 40:50, 8:40].max() < -0.98
     assert pixels[:, :, 40:50, 88:120].min() > 0.98
+
+
+@pytest.mark.parametrize("ending", ["png", "tiff"])
+def test_grey_of_16_bits_keeps_its_shades(tmp_path: Path, clip_dataset: Dataset, ending: str) -> None:
+    shades = np.repeat(np.array([0, 64, 128, 255], np.uint16) * 257, 32)
+    path = tmp_path / f"a.{ending}"
+    Image.fromarray(np.broadcast_to(shades, (96, 128)).copy()).save(path)
+    frame = decode_sample(tmp_path, sample_of(path, clip_dataset(dataset_type="image")))[0]
+    assert frame[48, 16::32].tolist() == [[shade] * 3 for shade in (0, 64, 128, 255)]
+
+
+def test_transparent_grey_of_16_bits_is_shown_on_white(tmp_path: Path, clip_dataset: Dataset) -> None:
+    shades = np.repeat(np.array([10_000, 128 * 257], np.uint16), 64)
+    Image.fromarray(np.broadcast_to(shades, (96, 128)).copy()).save(tmp_path / "a.png", transparency=10_000)
+    frame = decode_sample(tmp_path, sample_of(tmp_path / "a.png", clip_dataset(dataset_type="image")))[0]
+    assert frame[48, [16, 112]].tolist() == [[255] * 3, [128] * 3]
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [(np.int32, "whole"), (np.float32, "floating-point")])
+def test_pictures_of_32_bit_numbers_are_refused(tmp_path: Path, dtype: type, kind: str) -> None:
+    Image.fromarray(np.zeros((96, 128), dtype)).save(tmp_path / "a.tiff")
+    with pytest.raises(UnusableMedia, match=f"32-bit {kind} numbers as pixels: which value is white is not known"):
+        probe(tmp_path / "a.tiff")
 
 
 def test_pixels_keep_their_places() -> None:

@@ -102,6 +102,22 @@ def test_strange_names(tmp_path: Path, write_clip: Write, clip_dataset: Dataset)
     assert reasons(found) == {"bad\\xff.mp4": "the file name is not UTF-8; rename it"}
 
 
+def test_names_with_control_characters_are_shown_on_one_line(
+    tmp_path: Path, write_clip: Write, clip_dataset: Dataset
+) -> None:
+    write_clip(tmp_path / "a\nb\x1b[31m.mp4", frames=9)
+    write_clip(tmp_path / "good\n.mp4", frames=9)
+    (tmp_path / "good\n.txt").write_text("a caption")
+    found = find(clip_dataset(tmp_path, video={"num_frames": 9}, caption_strategy="textfile", resolution=128))
+    (item,) = found.left_out
+    assert item.path == "a\nb\x1b[31m.mp4"
+    assert item.shown_path == r"a\nb\x1b[31m.mp4"
+    assert item.reason == r"caption file 'a\nb\x1b[31m.txt' is missing"
+    assert summarize_reasons(found.left_out) == (f"{item.shown_path}: {item.reason}",)
+    assert any(r"most of all good\n.mp4" in note for note in found.notes)
+    assert all(note.isprintable() for note in found.notes)
+
+
 def test_missing_folders_are_all_told_at_once(tmp_path: Path, clip_dataset: Dataset) -> None:
     with pytest.raises(UserError) as caught:
         find(clip_dataset(tmp_path / "x", id="one"), clip_dataset(tmp_path / "y", id="two"))

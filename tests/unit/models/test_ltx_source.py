@@ -255,3 +255,14 @@ def test_variant_in_the_name_of_text_weights():
     assert _variant("model-00001-of-00004.safetensors") is None
     assert _variant("model.fp16.safetensors") == "fp16"
     assert _variant("model.bf16-00001-of-00002.safetensors") == "bf16"
+
+
+def test_a_changed_statistic_in_a_large_file_is_noticed(tmp_path):
+    from simpletuner.models.ltxvideo.identity import fingerprint
+
+    path = tmp_path / "large.safetensors"
+    tensors = {"decoder.weight": torch.zeros(3, 1024, 1024), "latents_mean": torch.zeros(128)}
+    save_file(tensors, path)
+    before = fingerprint({}, [path])
+    save_file({**tensors, "latents_mean": torch.full((128,), 3.0)}, path)
+    assert fingerprint({}, [path]) != before

@@ -14,7 +14,10 @@ def test_the_first_signal_asks_and_the_second_insists() -> None:
     told: list[str] = []
     earlier = signal.getsignal(signal.SIGTERM)
     with stop_on_signals(told.append) as stop:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
         assert not stop()
+        stop.patient = True
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop()
         assert stop.signal_name == "SIGTERM"

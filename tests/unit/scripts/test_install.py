@@ -43,7 +43,8 @@ def torch_build(scripts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Mod
 
 def write_program(folder: Path, name: str, lines: str) -> None:
     path = folder / name
-    path.write_text(f"#!{sys.executable}\nprint('''{lines}''')\n")
+    # Not Python: its path may hold a space, which the first line of a program must not.
+    path.write_text(f"#!/bin/sh\nwhile IFS= read -r line; do echo \"$line\"; done <<'END'\n{lines}\nEND\n")
     path.chmod(0o755)
 
 

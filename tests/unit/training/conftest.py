@@ -114,7 +114,12 @@ def make_small_run(
     trainable = build_trainable(family, None, config, torch.device(device))  # type: ignore[arg-type]
     state = TrainState.begin(trainable, stream, config, total_steps)
     objective = FlowMatching(family, None, flow or FlowSection(), seed)  # type: ignore[arg-type]
-    facts = {"model": model, "release": "tiny", "batch_size": batch_size, "accumulation": accumulation}
+    facts = {
+        "model": model,
+        "release": "tiny",
+        "train_batch_size": batch_size,
+        "gradient_accumulation_steps": accumulation,
+    }
     return SmallRun(state, objective, stream, facts)
 
 

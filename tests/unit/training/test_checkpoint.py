@@ -240,8 +240,8 @@ def test_files_that_are_not_listed_do_no_harm(folder: Path) -> None:
         ({"model": "other"}, "model tiny; this run has other"),
         ({"optimizer": "adamw_bf16"}, "optimizer torch-adamw; this run has adamw_bf16"),
         ({"seed": 8}, "seed 7; this run has 8"),
-        ({"batch_size": 2}, "batch_size 1; this run has 2"),
-        ({"accumulation": 4}, "accumulation 1; this run has 4"),
+        ({"batch_size": 2}, "train_batch_size 1; this run has 2"),
+        ({"accumulation": 4}, "gradient_accumulation_steps 1; this run has 4"),
     ],
 )
 def test_another_run_is_refused_with_both_values(
@@ -271,7 +271,7 @@ def test_what_does_not_fit_is_told_before_anything_is_loaded(made: Path) -> None
 def test_a_changed_learning_rate_is_taken_and_told(small_run: Callable[..., Any], made: Path) -> None:
     run = small_run(learning_rate=5e-3, total_steps=30, lr_end=0.0)
     told = restore(run.state, made / "checkpoint-10", run.facts)
-    assert [sentence.split()[0] for sentence in told] == ["learning_rate", "total_steps"]
+    assert [sentence.split()[0] for sentence in told] == ["learning_rate", "max_train_steps"]
     assert "0.01" in told[0]
     assert "0.005" in told[0]
     (row,) = train(run, 11)
