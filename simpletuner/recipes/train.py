@@ -274,6 +274,11 @@ def _run_facts(config: RunConfig, plan: RunPlan) -> dict[str, Any]:
         "release": plan.source.release,
         "train_batch_size": config.schedule.train_batch_size,
         "gradient_accumulation_steps": config.schedule.gradient_accumulation_steps,
+        "caption_dropout_probability": config.data.caption_dropout_probability,
+        "flow_schedule_shift": config.flow.flow_schedule_shift,
+        "flow_schedule_auto_shift": config.flow.flow_schedule_auto_shift,
+        "flow_sigmoid_scale": config.flow.flow_sigmoid_scale,
+        "flow_use_uniform_schedule": config.flow.flow_use_uniform_schedule,
     }
 
 
