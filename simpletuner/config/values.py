@@ -28,12 +28,12 @@ class UnreadableError(ValueError):
 
 
 def show(value: Any) -> str:
-    """The value as a person would write it in JSON, shortened."""
+    """The value as a person would write it in JSON; a long one loses its middle, since a path's end tells most."""
     try:
         text = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError):
         text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "…"
+    return text if len(text) <= 120 else f"{text[:40]}…{text[-79:]}"
 
 
 def is_absent(spec: OptionSpec, raw: Any) -> bool:
