@@ -34,7 +34,7 @@ report=()
 attempt ./train.sh
 attempt scripts/setup.sh
 attempt ./test.sh
-echo "== commit $(git -C "$root" rev-parse --short HEAD), $("$place/simpletuner/.venv/bin/python" --version)"
+echo "== commit $(git -C "$place/simpletuner" rev-parse --short HEAD), $("$place/simpletuner/.venv/bin/python" --version)"
 printf '%s\n' "${report[@]}"
 du -sk "$place/simpletuner/.venv" | awk '{printf "installed: %.2f GB\n", $1 * 1024 / 1e9}'
 exit "$failed"
