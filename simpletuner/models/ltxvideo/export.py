@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from simpletuner.core.files import STAGING, staged_file, told_as_user_error
+from simpletuner.core.files import STAGING, staged_file
 
 _NAME = "adapter.safetensors"
 
@@ -37,7 +37,7 @@ def save_adapter(
     Raises:
         UserError: If the disk is full or the folder cannot be written.
     """
-    with told_as_user_error(path), staged_file(path) as staging:
+    with staged_file(path) as staging:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=STAGING) as scratch:
             try:
                 LTXPipeline.save_lora_weights(
