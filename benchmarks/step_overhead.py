@@ -189,7 +189,7 @@ def plan_samples() -> list[Any]:
     """The clips as the data room would have found them."""
     from simpletuner.data.sample import CropPlan, FramePlan, MediaInfo, Sample
 
-    info = MediaInfo("video", 256, 192, FRAME_RATE, 49, 49 / FRAME_RATE, 0, 1.0, "h264", 1, 1)
+    info = MediaInfo("video", 256, 192, FRAME_RATE, 49, 49 / FRAME_RATE, 0, 1.0, "h264", 1, "1")
     frames, crop = FramePlan(49, FRAME_RATE, 0.0), CropPlan(256, 192, 0, 0, 256, 192)
     return [Sample("clips", f"{number}.mp4", info, frames, crop, (str(number),), 1) for number in range(CLIPS)]
 

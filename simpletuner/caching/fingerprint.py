@@ -67,7 +67,7 @@ def latent_facts(sample: Sample, identity: str) -> dict[str, Any]:
         "source": {
             "name": sample.name,
             "size_bytes": info.size_bytes,
-            "modified_ns": info.modified_ns,
+            "version": info.version,
             "frame_rate": info.frame_rate,
         },
         "orientation": {"rotation": info.rotation, "sample_aspect": info.sample_aspect},

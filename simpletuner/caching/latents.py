@@ -32,8 +32,8 @@ from simpletuner.caching.store import (
 )
 from simpletuner.core.errors import UserError
 from simpletuner.data.decode import decode_sample, frames_to_pixels
-from simpletuner.data.probe import UnusableMedia
-from simpletuner.data.sample import BucketKey, CropPlan, FramePlan, LeftOut, Sample
+from simpletuner.data.sample import BucketKey, CropPlan, FramePlan, LeftOut, Sample, Unfit
+from simpletuner.data.storage import Storage
 from simpletuner.events.types import Event, Noticed, StageAdvanced, StageFinished, StageStarted
 from simpletuner.models.family import Autoencoder
 
@@ -104,7 +104,7 @@ class LatentCache:
 
 def cache_latents(
     samples: Sequence[Sample],
-    roots: Mapping[str, Path],
+    storages: Mapping[str, Storage],
     folders: Mapping[str, Path],
     identity: str,
     load_autoencoder: Callable[[], Autoencoder],
@@ -117,7 +117,7 @@ def cache_latents(
 
     Args:
         samples: What will be trained.
-        roots: Source folder of each data set.
+        storages: Where the files of each data set lie.
         folders: Cache folder of each data set; several may share one.
         identity: Autoencoder as it is run, see `fingerprint.encoder_identity`.
         load_autoencoder: Called at most once, only if something is missing; what it returns is
@@ -144,7 +144,7 @@ def cache_latents(
     outcome = _Outcome({}, {}, 0)
     if missing:
         outcome = _encode_missing(
-            missing, roots, load_autoencoder, batch_size=batch_size, workers=workers, emit=emit, reused=reused
+            missing, storages, load_autoencoder, batch_size=batch_size, workers=workers, emit=emit, reused=reused
         )
         _release_memory()
     summary = f"{outcome.encoded} encoded, {reused} reused"
@@ -163,7 +163,7 @@ def cache_latents(
 
 def _encode_missing(
     missing: Sequence[_Work],
-    roots: Mapping[str, Path],
+    storages: Mapping[str, Storage],
     load_autoencoder: Callable[[], Autoencoder],
     *,
     batch_size: int,
@@ -182,7 +182,7 @@ def _encode_missing(
     ordered = sorted(missing, key=lambda item: item.sample.bucket)
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         try:
-            clips = _decode_ahead(ordered, roots, pool, ahead=workers + batch_size)
+            clips = _decode_ahead(ordered, storages, pool, ahead=workers + batch_size)
             autoencoder = load_autoencoder()
             for group in _grouped(clips, batch_size):
                 ready = [(item, result) for item, result in group if not isinstance(result, str)]
@@ -205,7 +205,7 @@ def _encode_missing(
 
 
 def _decode_ahead(
-    work: Sequence[_Work], roots: Mapping[str, Path], pool: ThreadPoolExecutor, *, ahead: int
+    work: Sequence[_Work], storages: Mapping[str, Storage], pool: ThreadPoolExecutor, *, ahead: int
 ) -> Iterator[tuple[_Work, np.ndarray | str]]:
     """Yield (work, frames or the reason why there are none) in order, decoding in the background."""
     waiting: deque[tuple[_Work, Future[np.ndarray | str]]] = deque()
@@ -218,7 +218,7 @@ def _decode_ahead(
             item = next(upcoming, None)
             if item is None:
                 return
-            waiting.append((item, pool.submit(_decode, roots[item.sample.dataset], item.sample)))
+            waiting.append((item, pool.submit(_decode, storages[item.sample.dataset], item.sample)))
             held_bytes += _frame_bytes(item.sample)
 
     top_up()
@@ -230,10 +230,10 @@ def _decode_ahead(
         yield item, result
 
 
-def _decode(root: Path, sample: Sample) -> np.ndarray | str:
+def _decode(storage: Storage, sample: Sample) -> np.ndarray | str:
     try:
-        return decode_sample(root, sample)
-    except UnusableMedia as error:
+        return decode_sample(storage, sample)
+    except Unfit as error:
         return str(error)
     except OSError as error:
         return f"the file could not be read ({error.strerror or error})"

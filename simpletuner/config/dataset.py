@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import PositiveFloat
 
+from simpletuner.config.dataset_captions import CaptionKeys, CaptionShuffle
+from simpletuner.config.dataset_places import HubColumns, ParquetColumns, PlaceKeys, PlaceType
 from simpletuner.config.option import Section, option
 
 ON_DEMAND = "encoding on demand"
@@ -56,11 +59,16 @@ class VideoRules(Section):
         "训练帧率：数字表示按时间重采样，`source` 保留视频自身帧率；未给出时跟随 `framerate`。",
         unit="fps",
     )
-    frame_sampling: Literal["first", "middle", "random"] = option(
+    frame_sampling: Literal["first", "middle", "random", "split"] = option(
         "first",
-        "Which part of a long clip is trained.",
-        "训练长视频的哪一部分。",
-        planned_values={"split": "splitting a long clip into several samples"},
+        "Which part of a long clip is trained; `split` cuts it into consecutive windows, each a sample.",
+        "训练长视频的哪一部分；`split` 将其切成连续片段，各为一个样本。",
+    )
+    split_at_scenes: bool = option(
+        False,
+        "Find scene changes and never train a window across one.",
+        "检测场景切换，片段不跨越场景。",
+        level="advanced",
     )
     is_i2v: bool | None = option(
         None,
@@ -72,8 +80,8 @@ class VideoRules(Section):
     )
 
 
-class ClipDataset(Section):
-    """A folder of clips or images that is trained, every default filled in."""
+class ClipDataset(PlaceKeys, CaptionKeys):
+    """A set of clips or images that is trained, every default filled in."""
 
     id: str = option(..., "Unique name of the data set.", "数据集的唯一名称。", guide=True)
     dataset_type: Literal["video", "image"] = option(
@@ -83,34 +91,17 @@ class ClipDataset(Section):
         guide=True,
         planned_values={"eval": "evaluation sets", "conditioning": "conditioning data sets"},
     )
-    type: Literal["local"] = option(
-        "local", "Where the files are.", "文件所在位置。", guide=True,
-        planned_values={
-            value: f"data sets of type '{value}'" for value in ("aws", "csv", "huggingface", "webshart", "memory")
-        },
+    type: PlaceType = option(
+        "local", "Where the files are.", "文件所在位置。", guide=True, value_aliases={"parquet": "csv", "s3": "aws"},
+        planned_values={value: f"data sets of type '{value}'" for value in ("webshart", "memory")},
     )  # fmt: skip
     disabled: bool = option(False, "Leave this entry out.", "停用此条目。", aliases=("disable",), guide=True)
-    instance_data_dir: str = option(
-        ..., "Folder that is searched, sub-folders included.", "要搜索的文件夹，包括子文件夹。", guide=True
-    )
     cache_dir_vae: str | None = option(None, "Folder of the encoded clips.", "已编码视频的文件夹。", guide=True)
-    metadata_backend: Literal["discovery"] = option(
-        "discovery", "How sizes and lengths are found: by reading each header once.",
-        "获取尺寸与长度的方式：读取一次文件头。",
+    metadata_backend: Literal["discovery", "parquet", "huggingface"] = option(
+        "discovery", "How sizes and lengths are found: by reading each header once, or from a table.",
+        "获取尺寸与长度的方式：读取一次文件头，或来自表格。",
         guide=True, value_aliases={"json": "discovery"},
-        planned_values={value: f"facts about clips from {value}" for value in ("parquet", "huggingface")},
     )  # fmt: skip
-    caption_strategy: Literal["textfile", "filename", "instanceprompt"] = option(
-        "textfile", "Where captions come from.", "字幕的来源。", guide=True,
-        value_aliases={"instance_prompt": "instanceprompt"},
-        planned_values={value: f"captions from {value}" for value in ("parquet", "csv", "huggingface")},
-    )  # fmt: skip
-    instance_prompt: str | None = option(
-        None, "The caption of every file with `instanceprompt`.", "使用 `instanceprompt` 时所有文件的字幕。"
-    )
-    disable_multiline_split: bool = option(
-        False, "Keep a caption file of several lines as one caption.", "将多行字幕文件作为一条字幕。"
-    )
     resolution: float = option(480, "Target size.", "目标尺寸。", gt=0, guide=True)
     resolution_type: Literal["pixel", "area", "pixel_area"] = option(
         "pixel_area", "Unit of all sizes.", "所有尺寸的单位。", guide=True
@@ -153,11 +144,11 @@ class ClipDataset(Section):
     video: VideoRules = option(VideoRules(), "How frames are chosen.", "帧的选择方式。", guide=True)
     framerate: float | None = option(None, "The run's frame rate.", "本次运行的帧率。", gt=0, unit="fps")
     probability: float = option(
-        1.0, "Weight when data sets are mixed.", "混合数据集时的权重。", ge=0, level="advanced",
-        planned="weighting data sets (use repeats)",
+        1.0, "Weight of this set while data sets are mixed: how soon its batches come, not how many.",
+        "混合数据集时的权重：决定批次出现的早晚，而非数量。", gt=0, level="advanced",
     )  # fmt: skip
     train_batch_size: int | None = option(
-        None, "Own batch size.", "自己的批大小。", ge=1, level="expert", planned="a batch size per data set"
+        None, "Own batch size of this set.", "此数据集自己的批大小。", ge=1, level="advanced"
     )
     text_embeds: str | None = option(
         None, "Id of the store for encoded captions.", "存放已编码字幕的条目 id。", level="expert",
@@ -167,16 +158,6 @@ class ClipDataset(Section):
         None, "Id of an entry that stores encoded clips.", "存放已编码视频的条目 id。", level="expert",
         planned="separate stores for encoded clips",
     )  # fmt: skip
-    prepend_instance_prompt: bool = option(
-        False, "Put `instance_prompt` before each caption.", "在每条字幕前加上 `instance_prompt`。", level="advanced",
-        planned="prepending the instance prompt",
-    )  # fmt: skip
-    only_instance_prompt: bool = option(
-        False, "Use `instance_prompt` alone.", "只使用 `instance_prompt`。", level="advanced",
-        planned="this switch (write caption_strategy = instanceprompt instead)",
-    )  # fmt: skip
-    caption_shuffle: Any = option(None, "Shuffle the tags of a caption.", "打乱字幕中的标签。", level="advanced",
-                                  planned="shuffling tags")  # fmt: skip
     is_regularisation_data: bool = option(
         False, "Train towards the base model's own prediction.", "以基础模型自身的预测为目标。", level="advanced",
         aliases=("is_regularization_data",), planned="prior data sets",
@@ -185,14 +166,12 @@ class ClipDataset(Section):
                                       "验证时不使用此数据集。", level="expert",
                                       accepted_note="validation uses prompts, not data sets")  # fmt: skip
     max_upscale_threshold: float | None = option(
-        None, "Leave out files that need more enlargement.",
-        "需要放大过多的文件不参与训练。", ge=0, le=1, level="advanced",
-        planned="the enlargement limit",
+        None, "Leave out files whose area must grow by more than this share.",
+        "面积需要放大超过此比例的文件不参与训练。", ge=0, level="advanced",
     )  # fmt: skip
     max_num_samples: int | None = option(
-        None, "Use a fixed random part of the files.", "只使用固定的随机子集。", ge=1, level="advanced",
-        planned="training a random part of a data set",
-    )  # fmt: skip
+        None, "Use a fixed random part of the files.", "只使用固定的随机子集。", ge=1, level="advanced"
+    )
     start_epoch: int = option(1, "Epoch from which the set is used.", "从第几轮开始使用。", ge=0, level="expert",
                               planned=SPAN, neutral=(0,))  # fmt: skip
     start_step: int = option(
@@ -206,14 +185,16 @@ class ClipDataset(Section):
     vae_cache_clear_each_epoch: bool = option(
         False, "Encode anew in each epoch.", "每轮重新编码。", level="advanced", planned="encoding anew in each epoch"
     )
-    vae_cache_ondemand: bool = option(False, "Encode when first needed.", "首次用到时才编码。", level="advanced",
-                                      planned=ON_DEMAND)  # fmt: skip
-    vae_cache_disable: bool = option(False, "Encode on demand, keep nothing.", "按需编码且不保存。", level="advanced",
-                                     planned=ON_DEMAND)  # fmt: skip
+    vae_cache_ondemand: bool = option(
+        False, "Encode when first needed, and keep it.", "首次用到时才编码并保存。", level="advanced"
+    )
+    vae_cache_disable: bool = option(False, "Encode on demand, keep nothing.", "按需编码且不保存。", level="advanced")
     scan_for_errors: bool = option(False, "Verify cached tensors at the start.", "启动时校验缓存。", level="advanced",
                                    accepted_note="each cached tensor is verified when it is read")  # fmt: skip
-    skip_file_discovery: str | None = option(None, "Scans to skip.", "要跳过的扫描。", level="expert",
-                                             planned="skipping scans at the start")  # fmt: skip
+    skip_file_discovery: str | None = option(
+        None, "Scans to skip.", "要跳过的扫描。", level="expert",
+        accepted_note="files are listed in each run, but headers already read are taken from the index",
+    )  # fmt: skip
     preserve_data_backend_cache: bool = option(
         False, "Skip the listing of files.", "跳过文件列表。", level="expert",
         accepted_note="headers already read are remembered anyway and files are listed in each run",
@@ -227,8 +208,8 @@ class ClipDataset(Section):
     delete_unwanted_images: bool = option(False, "Delete files that fail the size rules.", "删除不符合尺寸规则的文件。",
                                           level="expert", accepted_note=NOTHING_DELETED)  # fmt: skip
     disable_bucket_pruning: bool | None = option(
-        None, "Keep small buckets of this set.", "保留此数据集的小分桶。", level="expert",
-        planned="keeping small buckets per data set (set the option for the run)", neutral=(False,),
+        None, "Keep small buckets of this set; absent follows the option of the run.",
+        "保留此数据集的小分桶；未给出时跟随全局选项。", level="expert",
     )  # fmt: skip
     timestep_sampling_offset: float = option(
         0.0, "Shift of this set's noise levels.", "此数据集噪声水平的偏移。", level="expert",
@@ -238,10 +219,15 @@ class ClipDataset(Section):
                                            planned="slider adapters")  # fmt: skip
     conditioning_data: Any = option(None, "Paired conditioning set.", "成对的条件数据集。", level="expert",
                                     planned="conditioning data sets")  # fmt: skip
-    parquet: Any = option(None, "Columns of a parquet file.", "parquet 文件的列。", level="expert",
-                          planned="captions and facts from parquet")  # fmt: skip
-    huggingface: Any = option(None, "Columns of a Hub data set.", "Hub 数据集的列。", level="expert",
-                              planned="data sets from the Hub")  # fmt: skip
+
+
+# Objects inside an entry, each read by its own table.
+BLOCKS: Mapping[str, type[Section]] = {
+    "video": VideoRules,
+    "parquet": ParquetColumns,
+    "huggingface": HubColumns,
+    "caption_shuffle": CaptionShuffle,
+}
 
 
 class TextEmbeds(Section):
@@ -265,11 +251,13 @@ class TextEmbeds(Section):
         accepted_note="captions are written one by one, so that a crash loses none",
     )
     text_encoder_batch_size: int | None = option(
-        None, "Captions encoded at once.", "一次编码的字幕数。", ge=1, level="advanced",
-        planned="a batch size per store (set the option for the run)",
+        None, "Captions encoded at once; absent follows the option of the run.",
+        "一次编码的字幕数；未给出时跟随全局选项。", ge=1, level="advanced",
     )  # fmt: skip
-    caption_filter_list: Any = option(None, "Rules that change captions.", "修改字幕的规则。", level="advanced",
-                                      planned="caption filters")  # fmt: skip
+    caption_filter_list: Any = option(
+        None, "Rules that change captions: a text file with one per line, or a list.",
+        "修改字幕的规则：每行一条的文本文件，或列表。", level="advanced",
+    )  # fmt: skip
     text_cache_ondemand: bool = option(False, "Encode when first needed.", "首次用到时才编码。", level="advanced",
                                        planned=ON_DEMAND)  # fmt: skip
     text_cache_disable: bool = option(False, "Encode on demand, keep nothing.", "按需编码且不保存。", level="advanced",

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from simpletuner.config.dataset import ClipDataset, TextEmbeds, VideoRules
+from simpletuner.config.catalogs.backends import BACKENDS
+from simpletuner.config.dataset import BLOCKS, ClipDataset, TextEmbeds
 from simpletuner.config.documents import Document, fill_environment, is_comment, read_json, replace_texts
 from simpletuner.config.prompts import safe_nickname
 from simpletuner.config.table import OptionSpec, dataset_tables
@@ -168,25 +169,35 @@ def _read_clips(entry: dict[str, Any], kind: str, reader: _EntryReader, around: 
     inherited = {name: around.values[name] for name in INHERITED}
     values = {**inherited, **reader.read(entry, dataset_tables()["dataset"], ())}
     values["dataset_type"] = kind
-    block = values.pop("video", None)
-    if isinstance(block, Mapping):
-        rules = reader.read(dict(block), dataset_tables()["video"], ("video",))
-        if not reader.failed:
-            values["video"] = VideoRules.model_validate(rules)
+    for name, section in BLOCKS.items():
+        block = values.pop(name, None)
+        if isinstance(block, Mapping):
+            rules = reader.read(dict(block), dataset_tables()[name], (name,))
+            if not reader.failed:
+                values[name] = section.model_validate(rules)
     root = around.values["cache_dir_vae"] or f"{around.cache_root}/vae"
     values.setdefault("cache_dir_vae", f"{root}/{safe_nickname(reader.ident)}")
-    folder = values.get("instance_data_dir")
-    path = around.working_folder / Path(folder or "").expanduser()
-    if folder is None:
-        reader.tell("instance_data_dir is missing", "A data set needs its folder", "Add instance_data_dir", ())
-    elif not path.is_dir():
+    _check_place(values, reader, around)
+    return values
+
+
+def _check_place(values: Mapping[str, Any], reader: _EntryReader, around: Surroundings) -> None:
+    """What the entry's `type` needs, and that a local folder is there."""
+    kind = values.get("type", "local")
+    missing = [key for key in BACKENDS[kind].needs if not values.get(key)]
+    for key in missing:
+        reader.tell(f"{key} is missing", f"A data set of type '{kind}' needs it", f"Add {key}", ())
+    if kind != "local" or missing:
+        return
+    folder = values["instance_data_dir"]
+    path = around.working_folder / Path(folder).expanduser()
+    if not path.is_dir():
         reader.tell(
             f"instance_data_dir = {show(folder)}: there is no such folder",
             f"Looked at {path}; relative paths start at the working folder",
             _near_folders(path),
             ("instance_data_dir",),
         )
-    return values
 
 
 def _near_folders(path: Path) -> str:
@@ -265,8 +276,9 @@ class _EntryReader:
 
 
 def _elsewhere(name: str) -> str:
-    if name in dataset_tables()["video"]:
-        return f'It belongs inside the `video` block: "video": {{"{name}": …}}'
+    for block in BLOCKS:
+        if name in dataset_tables()[block]:
+            return f'It belongs inside the `{block}` block: "{block}": {{"{name}": …}}'
     if name in dataset_tables()["dataset"]:
         return "It belongs to the entry itself, not into this block"
     return ""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from simpletuner.config.dataset import ClipDataset, TextEmbeds
 from simpletuner.config.dataset_file import INHERITED, DatasetFile
+from simpletuner.config.dataset_places import KEYS_OF_TYPE
 from simpletuner.config.rules import Draft
 from simpletuner.config.values import show
 from simpletuner.core.errors import Problem, Severity
@@ -33,6 +34,7 @@ def check_datasets(file: DatasetFile, draft: Draft, name: str) -> list[Problem]:
         problems.extend(_shrinking(dataset, where))
         problems.extend(_cropping(dataset, written, where))
         problems.extend(_captions(dataset, where))
+        problems.extend(_keys_of_other_types(dataset, written, where))
     problems.extend(_shared_caches(file))
     problems.extend(_stores(file.text_embeds, name))
     problems.extend(_overridden(file, draft))
@@ -152,6 +154,14 @@ def _cropping(dataset: ClipDataset, written: frozenset[str], where: Where) -> It
     if not dataset.crop and idle:
         yield Problem(f"{', '.join(idle)} without crop: true", "Without it the aspect of the source is kept",
                       "Set crop to true, or remove it", where(idle[0]), Severity.WARNING)  # fmt: skip
+
+
+def _keys_of_other_types(dataset: ClipDataset, written: frozenset[str], where: Where) -> Iterator[Problem]:
+    for kind, keys in KEYS_OF_TYPE.items():
+        idle = sorted(written.intersection(keys)) if kind != dataset.type else []
+        if idle:
+            yield Problem(f"{', '.join(idle)} has no effect with type '{dataset.type}'", f"Only type '{kind}' reads it",
+                          f"Remove it, or set type to '{kind}'", where(idle[0]), Severity.WARNING)  # fmt: skip
 
 
 def _captions(dataset: ClipDataset, where: Where) -> Iterator[Problem]:

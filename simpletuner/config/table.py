@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
 
-from simpletuner.config.dataset import ClipDataset, TextEmbeds, VideoRules
+from simpletuner.config.dataset import BLOCKS, ClipDataset, TextEmbeds
 from simpletuner.config.option import OptionFacts, Section
 from simpletuner.config.sections.adapter import AdapterSection
 from simpletuner.config.sections.average import AverageSection
@@ -34,7 +34,7 @@ from simpletuner.config.sections.reporting import ReportingSection
 from simpletuner.config.sections.schedule import ScheduleSection
 from simpletuner.config.sections.validation import ValidationSection
 
-Kind = Literal["bool", "int", "float", "text", "choice", "texts", "numbers", "document", "block"]
+Kind = Literal["bool", "int", "float", "text", "choice", "texts", "text or texts", "numbers", "document", "block"]
 
 SECTIONS: Mapping[str, type[Section]] = {
     "model": ModelSection,
@@ -78,6 +78,9 @@ HEADINGS: Mapping[str, tuple[str, str]] = {
     "launch": ("Launch", "启动"),
     "dataset": ("Data set file: clips and images", "数据集文件：视频与图像"),
     "video": ("Data set file: the `video` block", "数据集文件：`video` 部分"),
+    "parquet": ("Data set file: the `parquet` block", "数据集文件：`parquet` 部分"),
+    "huggingface": ("Data set file: the `huggingface` block", "数据集文件：`huggingface` 部分"),
+    "caption_shuffle": ("Data set file: the `caption_shuffle` block", "数据集文件：`caption_shuffle` 部分"),
     "text_embeds": ("Data set file: stores of encoded captions", "数据集文件：已编码字幕的存储"),
 }
 
@@ -133,6 +136,7 @@ class OptionSpec:
             "text": "text",
             "choice": "one of " + ", ".join(self.choices),
             "texts": "list of texts",
+            "text or texts": "text or list of texts",
             "numbers": "list of numbers",
             "document": "file, object or list",
             "block": "object",
@@ -164,10 +168,10 @@ def alias_table() -> Mapping[str, str]:
 
 @functools.cache
 def dataset_tables() -> Mapping[str, Mapping[str, OptionSpec]]:
-    """Keys of the data set file by kind of entry: "dataset", its "video" block, "text_embeds"."""
+    """Keys of the data set file by kind of entry: "dataset", its blocks ("video" …), "text_embeds"."""
     return {
         "dataset": section_specs(ClipDataset, "dataset"),
-        "video": section_specs(VideoRules, "video"),
+        **{name: section_specs(section, name) for name, section in BLOCKS.items()},
         "text_embeds": section_specs(TextEmbeds, "text_embeds"),
     }
 
@@ -230,6 +234,8 @@ def _read_annotation(annotation: Any) -> tuple[Kind, bool, tuple[str, ...]]:
             continue
         if part is not type(None):
             kinds.append(_kind_of(part))
+    if kinds == ["text", "texts"]:
+        return "text or texts", nullable, words
     return (kinds[0] if kinds else "choice"), nullable, words
 
 

@@ -58,9 +58,9 @@ def read_value(spec: OptionSpec, raw: Any) -> Any:
         if isinstance(raw, str) and raw.lower() in spec.choices:
             return raw.lower()
         return _in_range(spec, _read_number(raw, whole=spec.kind == "int"))
-    if spec.kind == "text":
+    if spec.kind == "text" or (spec.kind == "text or texts" and not isinstance(raw, (list, tuple))):
         return _read_text(spec, raw)
-    if spec.kind == "texts":
+    if spec.kind in ("texts", "text or texts"):
         return [_read_text(spec, item) for item in _read_list(raw)]
     if spec.kind == "numbers":
         return tuple(_read_number(item, whole=False) for item in _read_list(raw))

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from simpletuner.core.errors import UserError
-from simpletuner.data.sample import Batch, BucketKey, Sample
+from simpletuner.data.batch import Batch
+from simpletuner.data.sample import BucketKey, Sample
 from simpletuner.runtime.random import draw_uniform, stream_generator
 
 ReadLatents = Callable[[Sample], Tensor]

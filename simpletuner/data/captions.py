@@ -9,31 +9,32 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import PurePosixPath
 
 from simpletuner.config.dataset import ClipDataset
 from simpletuner.core.errors import UserError
 from simpletuner.data.sample import Unfit, printable
+from simpletuner.data.storage import Storage
 
 # A caption of a book's length is a wrong file; the text encoder reads some hundred tokens of it.
 LARGEST_CAPTION_BYTES = 1 << 20
 LINE_BREAKS = re.compile(r"\r\n|\r|\n")
 
 
-def find_captions(path: Path, dataset: ClipDataset) -> tuple[str, ...]:
-    """All captions of the clip or picture at `path`, at least one.
+def find_captions(storage: Storage, path: str, dataset: ClipDataset) -> tuple[str, ...]:
+    """All captions of the clip or picture at `path` of `storage`, at least one.
 
     Raises:
         Unfit: If this file has no usable caption; the reason names the text file.
         UserError: If the data set's strategy lacks what it needs.
     """
-    return STRATEGIES[dataset.caption_strategy](path, dataset)
+    return STRATEGIES[dataset.caption_strategy](storage, path, dataset)
 
 
-def _from_textfile(path: Path, dataset: ClipDataset) -> tuple[str, ...]:
+def _from_textfile(storage: Storage, path: str, dataset: ClipDataset) -> tuple[str, ...]:
     """Lines of the `.txt` file beside the clip: each is a caption of its own."""
-    text_file = path.with_suffix(".txt")
-    text = _read_text(text_file)
+    text_file = PurePosixPath(path).with_suffix(".txt")
+    text = _read_text(storage, text_file)
     lines = [text] if dataset.disable_multiline_split else LINE_BREAKS.split(text)
     captions = tuple(line.strip() for line in lines if line.strip())
     if not captions:
@@ -41,16 +42,16 @@ def _from_textfile(path: Path, dataset: ClipDataset) -> tuple[str, ...]:
     return captions
 
 
-def _from_filename(path: Path, dataset: ClipDataset) -> tuple[str, ...]:
+def _from_filename(storage: Storage, path: str, dataset: ClipDataset) -> tuple[str, ...]:
     """The file's name without its ending, underscores read as spaces."""
-    caption = path.stem.replace("_", " ").strip()
+    caption = PurePosixPath(path).stem.replace("_", " ").strip()
     if not caption:
         raise Unfit("the file name gives no caption")
     return (caption,)
 
 
-def _from_instance_prompt(path: Path, dataset: ClipDataset) -> tuple[str, ...]:
-    prompt = (dataset.instance_prompt or "").strip()
+def _from_instance_prompt(storage: Storage, path: str, dataset: ClipDataset) -> tuple[str, ...]:
+    prompt = str(dataset.instance_prompt or "").strip()
     if not prompt:
         raise UserError(
             f"data set '{dataset.id}' has no instance_prompt",
@@ -60,21 +61,19 @@ def _from_instance_prompt(path: Path, dataset: ClipDataset) -> tuple[str, ...]:
     return (prompt,)
 
 
-STRATEGIES: Mapping[str, Callable[[Path, ClipDataset], tuple[str, ...]]] = {
+STRATEGIES: Mapping[str, Callable[[Storage, str, ClipDataset], tuple[str, ...]]] = {
     "textfile": _from_textfile,
     "filename": _from_filename,
     "instanceprompt": _from_instance_prompt,
 }
 
 
-def _read_text(text_file: Path) -> str:
+def _read_text(storage: Storage, text_file: PurePosixPath) -> str:
     try:
-        size = text_file.stat().st_size
-        if size > LARGEST_CAPTION_BYTES:
-            raise Unfit(
-                f"caption file '{printable(text_file.name)}' has {size} bytes, more than {LARGEST_CAPTION_BYTES}"
-            )
-        content = text_file.read_bytes()
+        with storage.open(str(text_file)) as handle:
+            content = handle.read(LARGEST_CAPTION_BYTES + 1)
+        if len(content) > LARGEST_CAPTION_BYTES:
+            raise Unfit(f"caption file '{printable(text_file.name)}' has more than {LARGEST_CAPTION_BYTES} bytes")
     except FileNotFoundError as error:
         raise Unfit(f"caption file '{printable(text_file.name)}' is missing") from error
     except OSError as error:

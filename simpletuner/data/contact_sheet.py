@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from simpletuner.core.files import staged_file
 from simpletuner.data.decode import decode_frames
-from simpletuner.data.probe import UnusableMedia
-from simpletuner.data.sample import Sample, printable
+from simpletuner.data.sample import Sample, Unfit, printable
+from simpletuner.data.storage import Storage
 
 FRAME_WIDTH_PX, FRAME_HEIGHT_PX = 176, 128
 GAP_PX, MARGIN_PX, TEXT_PX = 6, 20, 13
@@ -27,12 +27,12 @@ PAPER, INK, FAINT, MOUNT = (250, 250, 248), (30, 30, 34), (110, 110, 118), (226,
 ALARM = (176, 32, 32)
 
 
-def draw_contact_sheet(samples: Sequence[Sample], roots: Mapping[str, Path], path: Path, limit: int = 24) -> None:
+def draw_contact_sheet(samples: Sequence[Sample], storages: Mapping[str, Storage], path: Path, limit: int = 24) -> None:
     """Write a PNG at `path` with up to `limit` samples, spread evenly over all of them.
 
     Args:
         samples: What is trained.
-        roots: Folder of each data set, by its id.
+        storages: Where the files of each data set lie, by its id.
         path: Where the picture goes; replaced if it exists.
         limit: Most samples shown.
     """
@@ -50,7 +50,7 @@ def draw_contact_sheet(samples: Sequence[Sample], roots: Mapping[str, Path], pat
         row, column = divmod(number, columns)
         left = MARGIN_PX + column * (CELL_WIDTH_PX + MARGIN_PX)
         top = MARGIN_PX + 2 * LINE_PX + row * CELL_HEIGHT_PX
-        _draw_sample(sheet, brush, sample, roots[sample.dataset], left, top)
+        _draw_sample(sheet, brush, sample, storages[sample.dataset], left, top)
     with staged_file(path) as staging:
         sheet.save(staging, format="PNG")
 
@@ -62,13 +62,13 @@ def _spread(samples: Sequence[Sample], limit: int) -> list[Sample]:
 
 
 def _draw_sample(
-    sheet: Image.Image, brush: ImageDraw.ImageDraw, sample: Sample, root: Path, left: int, top: int
+    sheet: Image.Image, brush: ImageDraw.ImageDraw, sample: Sample, storage: Storage, left: int, top: int
 ) -> None:
     last = sample.frames.num_frames - 1
     indices = sorted({0, last // 2, last})
     try:
-        frames = decode_frames(root, sample, indices)
-    except UnusableMedia as unusable:
+        frames = decode_frames(storage, sample, indices)
+    except Unfit as unusable:
         brush.text((left, top + FRAME_HEIGHT_PX // 2), _shorten(brush, unusable.reason), ALARM, _font())
         frames = np.empty((0, 1, 1, 3), dtype=np.uint8)
     for place, frame in enumerate(frames):

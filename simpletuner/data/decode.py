@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from simpletuner.data.probe import UnusableMedia, open_clip, refuse_unscaled
 from simpletuner.data.sample import CropPlan, Sample
+from simpletuner.data.storage import Storage
 
 Frames = NDArray[np.uint8]
 
@@ -48,28 +48,27 @@ class _SeekTooLateError(Exception):
     """The picture found by seeking comes after the wanted moment."""
 
 
-def decode_sample(root: Path, sample: Sample) -> Frames:
-    """All planned frames of `sample` below the folder `root`: uint8 [F, H, W, 3], RGB.
+def decode_sample(storage: Storage, sample: Sample) -> Frames:
+    """All planned frames of `sample`, a file of `storage`: uint8 [F, H, W, 3], RGB.
 
     Raises:
         UnusableMedia: If the file is damaged, changed, or has fewer frames than its header promised.
     """
-    return decode_frames(root, sample, range(sample.frames.num_frames))
+    return decode_frames(storage, sample, range(sample.frames.num_frames))
 
 
-def decode_frames(root: Path, sample: Sample, indices: Sequence[int]) -> Frames:
+def decode_frames(storage: Storage, sample: Sample, indices: Sequence[int]) -> Frames:
     """The planned frames number `indices` (ascending, from 0) of `sample`: uint8 [len(indices), H, W, 3]."""
-    path = root / sample.path
-    _refuse_changed(path, sample)
+    _refuse_changed(storage, sample)
     if sample.info.kind == "image":
-        return np.stack([_decode_image(path, sample.crop)] * len(indices))
+        return np.stack([_decode_image(storage, sample)] * len(indices))
     try:
         for margin in SEEK_MARGINS_SECONDS:
             try:
-                return _decode_clip(path, sample, indices, sample.frames.start_seconds - margin)
+                return _decode_clip(storage, sample, indices, sample.frames.start_seconds - margin)
             except _SeekTooLateError:
                 continue
-        return _decode_clip(path, sample, indices, 0.0)
+        return _decode_clip(storage, sample, indices, 0.0)
     except FFmpegError as error:
         raise UnusableMedia(f"damaged: the pictures cannot be decoded ({error.strerror})") from error
 
@@ -82,27 +81,24 @@ def frames_to_pixels(frames: Frames) -> Tensor:
     return pixels.div_(127.5).sub_(1.0)
 
 
-def _refuse_changed(path: Path, sample: Sample) -> None:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise UnusableMedia(f"cannot be reached any more ({error.strerror or error})") from error
-    if (status.st_size, status.st_mtime_ns) != (sample.info.size_bytes, sample.info.modified_ns):
+def _refuse_changed(storage: Storage, sample: Sample) -> None:
+    now = storage.stat(sample.path)
+    if (now.size_bytes, now.version) != (sample.info.size_bytes, sample.info.version):
         raise UnusableMedia("the file has changed since it was scanned; start again to use its new content")
 
 
 # Clips ------------------------------------------------------------------------------------------
 
 
-def _decode_clip(path: Path, sample: Sample, indices: Sequence[int], seek_seconds: float) -> Frames:
+def _decode_clip(storage: Storage, sample: Sample, indices: Sequence[int], seek_seconds: float) -> Frames:
     plan, info = sample.frames, sample.info
     # A trained frame is the picture on show in the middle of its time: time stamps rounded to
     # milliseconds cannot move it to a neighbour, and a clip at its own rate gives each frame once.
     half = 0.5 / max(info.frame_rate, plan.frame_rate)
     moments = [plan.start_seconds + index / plan.frame_rate + half for index in indices]
     frames = np.empty((len(moments), sample.crop.height, sample.crop.width, 3), dtype=np.uint8)
-    with open_clip(path) as (container, stream):
-        stored = _stored_stamps(path) if container.format.name == "avi" else ()
+    with open_clip(storage, sample.path) as (container, stream):
+        stored = _stored_stamps(storage, sample.path) if container.format.name == "avi" else ()
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = DECODER_THREADS
         filled, end = _fill(
@@ -150,14 +146,14 @@ def _write_held(
     return filled
 
 
-def _stored_stamps(path: Path) -> Sequence[int]:
+def _stored_stamps(storage: Storage, path: str) -> Sequence[int]:
     """Times of an AVI's pictures in the order in which they are shown, in ticks of its time base.
 
     AVI stores no time of showing, only the decoding order and empty places. FFmpeg guesses the rest, wrongly for
     H.264 with reordered pictures (1, 3, 4, 2); but the decoder gives them in order, so the k-th picture has the
     k-th smallest time.
     """
-    with open_clip(path) as (container, stream):
+    with open_clip(storage, path) as (container, stream):
         return sorted(packet.dts for packet in container.demux(stream) if packet.size and packet.dts is not None)
 
 
@@ -296,9 +292,10 @@ def _window(scaled: Frames, crop: CropPlan) -> Frames:
     return scaled[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
 
 
-def _decode_image(path: Path, crop: CropPlan) -> Frames:
+def _decode_image(storage: Storage, sample: Sample) -> Frames:
+    crop = sample.crop
     try:
-        with Image.open(path) as image:
+        with storage.open(sample.path) as handle, Image.open(handle) as image:
             picture = _flatten(ImageOps.exif_transpose(image))
     except (OSError, ValueError, SyntaxError) as error:  # Pillow's readers report damage by all three
         raise UnusableMedia(f"damaged: the picture cannot be decoded ({error})") from error

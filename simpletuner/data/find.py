@@ -6,13 +6,12 @@ picture, no file is ever changed, and no weights are needed. Next stop: `buckets
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import lcm
-from pathlib import Path
+from pathlib import PurePosixPath
 
 from simpletuner.config.dataset import ClipDataset
 from simpletuner.core.errors import Problem, UserError
@@ -29,6 +28,7 @@ from simpletuner.data.geometry import (
 )
 from simpletuner.data.probe import IMAGE_EXTENSIONS, probe_all
 from simpletuner.data.sample import LeftOut, MediaInfo, Sample, Unfit, printable
+from simpletuner.data.storage import Storage, StoredFile
 from simpletuner.events.types import Event
 
 VIDEO_EXTENSIONS = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".gif", ".m4v"})
@@ -53,47 +53,52 @@ class FoundSamples:
 
 
 @dataclass(frozen=True)
-class Listing:
-    """Media files below one folder.
+class MediaListing:
+    """The files of one data set that its entry asks for.
 
     Attributes:
-        paths: Paths below the folder with forward slashes, sorted.
+        files: Clips (or pictures), sorted by path.
         unnameable: Files whose name is not UTF-8, with the bytes written out.
         ignored: How many files of each ignored kind were passed over.
     """
 
-    paths: tuple[str, ...]
+    files: tuple[StoredFile, ...]
     unnameable: tuple[str, ...]
     ignored: Mapping[str, int] = field(default_factory=dict)
 
 
 def find_samples(
-    datasets: Sequence[ClipDataset], grid: Raster, *, workers: int, emit: Callable[[Event], None]
+    datasets: Sequence[ClipDataset],
+    storages: Mapping[str, Storage],
+    grid: Raster,
+    *,
+    workers: int,
+    emit: Callable[[Event], None],
 ) -> FoundSamples:
     """Find what can be trained in `datasets`.
 
     Args:
         datasets: Entries with all defaults filled in.
+        storages: Where the files of each data set lie, by its id.
         grid: The model family's raster; sizes become multiples of `spatial`, counts temporal * k + 1.
         workers: Threads that read headers.
         emit: Receives the progress events of the stage "probe".
     Raises:
         UserError: If a folder is missing or cannot be listed, or a data set has no usable file.
     """
-    listings = _list_all(datasets)
-    files = {
-        Path(dataset.instance_data_dir) / path: None for dataset in datasets for path in listings[dataset.id].paths
-    }
-    media = probe_all(tuple(files), workers=workers, emit=emit)
+    listings = _list_all(datasets, storages)
+    files = [(storages[dataset.id], file.path) for dataset in datasets for file in listings[dataset.id].files]
+    media = iter(probe_all(files, workers=workers, emit=emit))
     samples: list[Sample] = []
     left_out: list[LeftOut] = []
     notes: list[str] = []
     problems: list[Problem] = []
     for dataset in datasets:
         listing = listings[dataset.id]
-        kept, dropped = _plan_dataset(dataset, listing, media, grid)
+        probed = [(file.path, next(media)) for file in listing.files]
+        kept, dropped = _plan_dataset(dataset, storages[dataset.id], listing, probed, grid)
         if not kept:
-            problems.append(_no_samples(dataset, listing, dropped))
+            problems.append(_no_samples(dataset, storages[dataset.id], listing, dropped))
         samples += kept
         left_out += dropped
         notes += _notes_on(dataset, listing, kept, grid)
@@ -105,13 +110,13 @@ def find_samples(
 # Listing ----------------------------------------------------------------------------------------
 
 
-def _list_all(datasets: Sequence[ClipDataset]) -> dict[str, Listing]:
-    listings: dict[str, Listing] = {}
+def _list_all(datasets: Sequence[ClipDataset], storages: Mapping[str, Storage]) -> dict[str, MediaListing]:
+    listings: dict[str, MediaListing] = {}
     problems: list[Problem] = []
     for dataset in datasets:
         try:
             _check_settings(dataset)
-            listings[dataset.id] = list_media(Path(dataset.instance_data_dir), dataset)
+            listings[dataset.id] = list_media(storages[dataset.id], dataset)
         except UserError as error:
             problems += error.problems
     if problems:
@@ -128,64 +133,28 @@ def _check_settings(dataset: ClipDataset) -> None:
         )
 
 
-def list_media(folder: Path, dataset: ClipDataset) -> Listing:
-    """List the clips (or pictures) below `folder`, links followed once, hidden and unfinished files ignored.
+def list_media(storage: Storage, dataset: ClipDataset) -> MediaListing:
+    """The clips (or pictures) that `storage` holds; other kinds and unfinished files are counted.
 
     Raises:
-        UserError: If the folder is missing or cannot be listed.
+        UserError: If the place is missing or cannot be listed.
     """
-    if not folder.is_dir():
-        raise UserError(
-            f"data set '{dataset.id}': the folder '{folder}' does not exist",
-            "instance_data_dir must be a folder of clips",
-            f"Create it, or correct instance_data_dir (looked up from '{Path.cwd()}')",
-        )
-    paths: list[str] = []
-    unnameable: list[str] = []
-    ignored: Counter[str] = Counter()
-    visited: set[tuple[int, int]] = set()
-    for parent, folders, names in os.walk(folder, onerror=_refuse_unreadable(dataset), followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if _was_visited(Path(parent), visited):  # a link that leads back up, or a second way to one folder
-            folders.clear()
-            ignored["linked folders already listed"] += 1
-            continue
-        for name in sorted(names):
-            kind = _ignored_kind(name, dataset)
-            if kind is not None:
-                ignored.update([kind] if kind else [])
-                continue
-            path = (Path(parent) / name).relative_to(folder).as_posix()
-            (paths if _is_utf8(path) else unnameable).append(path)
-    return Listing(tuple(sorted(paths)), tuple(_escaped(path) for path in sorted(unnameable)), dict(ignored))
-
-
-def _refuse_unreadable(dataset: ClipDataset) -> Callable[[OSError], None]:
-    def refuse(error: OSError) -> None:
-        folder = printable(str(error.filename))
-        raise UserError(
-            f"data set '{dataset.id}': the folder '{folder}' cannot be listed ({error.strerror})",
-            "All sub-folders of a data set must be readable, or clips would be missing without a word",
-            "Correct its permissions, or move it out of the data set",
-        ) from error
-
-    return refuse
-
-
-def _was_visited(folder: Path, visited: set[tuple[int, int]]) -> bool:
-    status = folder.stat()
-    identity = (status.st_dev, status.st_ino)
-    if identity in visited:
-        return True
-    visited.add(identity)
-    return False
+    found = storage.list_files()
+    files: list[StoredFile] = []
+    ignored: Counter[str] = Counter(found.passed_over)
+    for file in found.files:
+        kind = _ignored_kind(PurePosixPath(file.path).name, dataset)
+        if kind is None:
+            files.append(file)
+        elif kind:
+            ignored[kind] += 1
+    unnameable = tuple(path for path in found.unnameable if _ignored_kind(path, dataset) is None)
+    return MediaListing(tuple(files), unnameable, dict(ignored))
 
 
 def _ignored_kind(name: str, dataset: ClipDataset) -> str | None:
     """Why a file is passed over: None if it is not, an empty text if it is no media file at all."""
-    if name.startswith("."):
-        return "hidden files"
-    extension = Path(name).suffix.lower()
+    extension = PurePosixPath(name).suffix.lower()
     if extension in UNFINISHED_EXTENSIONS:
         return f"unfinished downloads ({extension})"
     if extension in EXTENSIONS[dataset.dataset_type]:
@@ -194,36 +163,27 @@ def _ignored_kind(name: str, dataset: ClipDataset) -> str | None:
     return f"{other} files" if extension in EXTENSIONS[other] else ""
 
 
-def _is_utf8(path: str) -> bool:
-    try:
-        path.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _escaped(path: str) -> str:
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
 # Planning ---------------------------------------------------------------------------------------
 
 
 def _plan_dataset(
-    dataset: ClipDataset, listing: Listing, media: Mapping[Path, MediaInfo | Unfit], grid: Raster
+    dataset: ClipDataset,
+    storage: Storage,
+    listing: MediaListing,
+    probed: Sequence[tuple[str, MediaInfo | Unfit]],
+    grid: Raster,
 ) -> tuple[list[Sample], list[LeftOut]]:
     samples: list[Sample] = []
     left_out = [LeftOut(dataset.id, path, "the file name is not UTF-8; rename it") for path in listing.unnameable]
-    root = Path(dataset.instance_data_dir)
-    for path in listing.paths:
+    for path, info in probed:
         try:
-            samples.append(_plan_sample(dataset, path, root, media[root / path], grid))
+            samples.append(_plan_sample(dataset, storage, path, info, grid))
         except Unfit as unfit:
             left_out.append(LeftOut(dataset.id, path, unfit.reason))
     return samples, left_out
 
 
-def _plan_sample(dataset: ClipDataset, path: str, root: Path, info: MediaInfo | Unfit, grid: Raster) -> Sample:
+def _plan_sample(dataset: ClipDataset, storage: Storage, path: str, info: MediaInfo | Unfit, grid: Raster) -> Sample:
     if isinstance(info, Unfit):
         raise info
     if info.kind != dataset.dataset_type:
@@ -237,19 +197,19 @@ def _plan_sample(dataset: ClipDataset, path: str, root: Path, info: MediaInfo | 
         info=info,
         frames=plan_frames(info, dataset, grid.temporal, name),
         crop=plan_crop(info.width, info.height, dataset, alignment, name),
-        captions=find_captions(root / path, dataset),
+        captions=find_captions(storage, path, dataset),
         repeats=dataset.repeats + 1,
     )
 
 
-def _no_samples(dataset: ClipDataset, listing: Listing, left_out: Sequence[LeftOut]) -> Problem:
-    total = len(listing.paths) + len(listing.unnameable)
+def _no_samples(dataset: ClipDataset, storage: Storage, listing: MediaListing, left_out: Sequence[LeftOut]) -> Problem:
+    total = len(listing.files) + len(listing.unnameable)
     if not total:
         wanted = " ".join(sorted(EXTENSIONS[dataset.dataset_type]))
         passed_over = ", ".join(f"{count} {kind}" for kind, count in listing.ignored.items())
         return Problem(
             f"dataset '{dataset.id}': no samples detected in dataset. "
-            f"The folder '{dataset.instance_data_dir}' holds no {dataset.dataset_type} files"
+            f"The folder '{storage.place}' holds no {dataset.dataset_type} files"
             + (f" ({passed_over} ignored)" if passed_over else ""),
             f"A {dataset.dataset_type} data set looks for {wanted}, sub-folders included",
             "Put files there, or correct instance_data_dir or dataset_type",
@@ -282,7 +242,7 @@ def summarize_reasons(left_out: Sequence[LeftOut]) -> tuple[str, ...]:
 # Notes ------------------------------------------------------------------------------------------
 
 
-def _notes_on(dataset: ClipDataset, listing: Listing, samples: Sequence[Sample], grid: Raster) -> list[str]:
+def _notes_on(dataset: ClipDataset, listing: MediaListing, samples: Sequence[Sample], grid: Raster) -> list[str]:
     notes = [_note_on_size(dataset, grid), _note_on_count(dataset, grid), *_notes_on_speed(samples)]
     enlarged = [sample for sample in samples if _enlargement(sample) > 1.01]
     if enlarged:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from simpletuner.config.dataset import ClipDataset
 from simpletuner.data.sample import CropPlan, FramePlan, MediaInfo, Unfit
-from simpletuner.runtime.random import stream_seed
+from simpletuner.runtime.seeds import stream_seed
 
 DEFAULT_SECONDS = 5.0  # length of a trained clip when `num_frames` is absent
 DEFAULT_FRAME_RATE = 25.0  # what LTX-Video was trained at

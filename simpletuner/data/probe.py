@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO
 
 import av
 from av.error import FFmpegError
 from PIL import Image, UnidentifiedImageError
 
 from simpletuner.data.sample import MediaInfo, Unfit
+from simpletuner.data.storage import Storage, StoredFile
 from simpletuner.events.types import Event, StageAdvanced, StageFinished, StageStarted
 
 logger = logging.getLogger(__name__)
@@ -57,43 +56,44 @@ class Timeline:
     duration_seconds: float
 
 
-def probe(path: Path) -> MediaInfo:
-    """Read what the file at `path` holds; its content decides, not its extension.
+def probe(storage: Storage, path: str) -> MediaInfo:
+    """Read what the file at `path` of `storage` holds; its content decides, not its extension.
 
     Raises:
-        UnusableMedia: If it is no readable clip or picture; the reason says what is wrong.
+        Unfit: If it is no readable clip or picture; the reason says what is wrong.
     """
-    status = _check_file(path)
-    if path.suffix.lower() in IMAGE_EXTENSIONS:
+    file = storage.stat(path)
+    _check_beginning(storage, file)
+    if PurePosixPath(path).suffix.lower() in IMAGE_EXTENSIONS:
         with contextlib.suppress(UnidentifiedImageError):
-            return _probe_image(path, status)
-    return _probe_video(path, status)
+            return _probe_image(storage, file)
+    return _probe_video(storage, file)
 
 
 def probe_all(
-    paths: Sequence[Path], *, workers: int, emit: Callable[[Event], None]
-) -> dict[Path, MediaInfo | UnusableMedia]:
-    """Probe many files in threads; a file that cannot be used maps to its `UnusableMedia`."""
+    files: Sequence[tuple[Storage, str]], *, workers: int, emit: Callable[[Event], None]
+) -> list[MediaInfo | Unfit]:
+    """Probe many files in threads, answers in their order; a file that cannot be used gives its `Unfit`."""
     started = time.monotonic()
-    emit(StageStarted("probe", "Reading headers", len(paths), "files"))
-    found: dict[Path, MediaInfo | UnusableMedia] = {}
-    stride = max(1, len(paths) // PROBE_EVENTS)
+    emit(StageStarted("probe", "Reading headers", len(files), "files"))
+    found: list[MediaInfo | Unfit] = [Unfit("not read")] * len(files)
+    stride = max(1, len(files) // PROBE_EVENTS)
     with ThreadPoolExecutor(max_workers=max(1, workers), thread_name_prefix="probe") as pool:
-        pending = {pool.submit(_probe_or_reason, path): path for path in paths}
+        pending = {pool.submit(_probe_or_reason, *file): number for number, file in enumerate(files)}
         for done, future in enumerate(as_completed(pending), start=1):
             found[pending[future]] = future.result()
-            if done % stride == 0 or done == len(paths):
+            if done % stride == 0 or done == len(files):
                 emit(StageAdvanced("probe", done))
-    unusable = sum(isinstance(result, UnusableMedia) for result in found.values())
-    emit(StageFinished("probe", len(paths), time.monotonic() - started, f"{unusable} unusable" if unusable else ""))
+    unusable = sum(isinstance(result, Unfit) for result in found)
+    emit(StageFinished("probe", len(files), time.monotonic() - started, f"{unusable} unusable" if unusable else ""))
     return found
 
 
-def _probe_or_reason(path: Path) -> MediaInfo | UnusableMedia:
+def _probe_or_reason(storage: Storage, path: str) -> MediaInfo | Unfit:
     try:
-        return probe(path)
-    except UnusableMedia as unusable:
-        return unusable
+        return probe(storage, path)
+    except Unfit as unfit:
+        return unfit
 
 
 def refuse_unscaled(picture: Image.Image) -> None:
@@ -108,49 +108,50 @@ def refuse_unscaled(picture: Image.Image) -> None:
 
 
 @contextlib.contextmanager
-def open_clip(path: Path) -> Iterator[tuple[Any, Any]]:
+def open_clip(storage: Storage, path: str) -> Iterator[tuple[Any, Any]]:
     """Open a clip for reading; gives the container and its first moving video stream.
 
     Raises:
         UnusableMedia: If it cannot be opened or has no video stream.
     """
-    try:
-        # An absolute path cannot be taken for a URL, and the list keeps play lists off the network.
-        container = av.open(str(path.absolute()), options={"protocol_whitelist": "file"}, metadata_errors="replace")
-    except (FFmpegError, OSError) as error:
-        raise UnusableMedia(_why_not_opened(path, error)) from error
-    with container:
-        moving = [stream for stream in container.streams.video if not _is_cover_art(stream)]
-        if not moving:
-            kinds = sorted({stream.type for stream in container.streams})
-            cover = " and a cover picture" if container.streams.video else ""
-            others = ", ".join(kind for kind in kinds if kind != "video") or "nothing"
-            raise UnusableMedia(f"no video stream: the file holds only {others}{cover}")
-        if moving[0].codec_context is None:
-            raise UnusableMedia("no decoder knows the coding of its video stream")
-        yield container, moving[0]
+    with contextlib.ExitStack() as opened:
+        local = storage.local_path(path)
+        try:
+            # An absolute path cannot be taken for a URL, and the list keeps play lists off the network.
+            source = str(local.absolute()) if local else opened.enter_context(storage.open(path))
+            options = {"protocol_whitelist": "file"} if local else {}
+            container = opened.enter_context(av.open(source, options=options, metadata_errors="replace"))
+        except (FFmpegError, OSError) as error:
+            raise UnusableMedia(_why_not_opened(storage, path, error)) from error
+        yield container, _moving_stream(container)
+
+
+def _moving_stream(container: Any) -> Any:
+    moving = [stream for stream in container.streams.video if not _is_cover_art(stream)]
+    if not moving:
+        kinds = sorted({stream.type for stream in container.streams})
+        cover = " and a cover picture" if container.streams.video else ""
+        others = ", ".join(kind for kind in kinds if kind != "video") or "nothing"
+        raise UnusableMedia(f"no video stream: the file holds only {others}{cover}")
+    if moving[0].codec_context is None:
+        raise UnusableMedia("no decoder knows the coding of its video stream")
+    return moving[0]
 
 
 def _is_cover_art(stream: Any) -> bool:
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
-def _check_file(path: Path) -> os.stat_result:
-    """Refuse, without opening it, whatever is not an ordinary file with bytes of media in it."""
+def _check_beginning(storage: Storage, file: StoredFile) -> None:
+    """Refuse, without a decoder, whatever has no bytes of media in it."""
+    if file.size_bytes == 0:
+        raise UnusableMedia("empty file (0 bytes)")
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise UnusableMedia("not an ordinary file (a pipe, socket, device or folder)")
-        if status.st_size == 0:
-            raise UnusableMedia("empty file (0 bytes)")
-        with path.open("rb") as handle:
+        with storage.open(file.path) as handle:
             beginning = handle.read(512)
     except OSError as error:
-        if path.is_symlink() and not path.exists():
-            raise UnusableMedia("the link points to nothing") from error
         raise UnusableMedia(f"cannot be reached ({error.strerror or error})") from error
     _refuse_text(beginning)
-    return status
 
 
 def _refuse_text(beginning: bytes) -> None:
@@ -177,23 +178,24 @@ def _is_text(beginning: bytes) -> bool:
     return False
 
 
-def _why_not_opened(path: Path, error: FFmpegError | OSError) -> str:
-    with contextlib.suppress(OSError):
-        cut = _cut_index(path)
+def _why_not_opened(storage: Storage, path: str, error: FFmpegError | OSError) -> str:
+    with contextlib.suppress(OSError, Unfit):
+        cut = _cut_index(storage, storage.stat(path))
         if cut:
             return cut
     return f"not a readable clip ({error.strerror or error})"
 
 
-def _cut_index(path: Path) -> str:
+def _cut_index(storage: Storage, file: StoredFile) -> str:
     """Why the index of an ISO media file is incomplete; empty if it is whole, or the file another format.
 
     A cut index may still open, with a wrong list of frames.
     """
-    boxes = _top_level_boxes(path)
+    size = file.size_bytes
+    with storage.open(file.path) as handle:
+        boxes = _top_level_boxes(handle, size)
     if not boxes or boxes[0].name != "ftyp":
         return ""
-    size = path.stat().st_size
     for box in boxes:
         if box.name in ("moov", "moof") and box.end > size:
             return f"truncated: the index ({box.name}) ends at byte {box.end}, the file at {size}"
@@ -210,34 +212,32 @@ class _Box:
     end: int
 
 
-def _top_level_boxes(path: Path) -> list[_Box]:
+def _top_level_boxes(handle: BinaryIO, size: int) -> list[_Box]:
     """Top-level boxes of an ISO media file (ISO/IEC 14496-12, 4.2), at most the first 1000."""
     boxes: list[_Box] = []
-    size = path.stat().st_size
     position = 0
-    with path.open("rb") as handle:
-        while position + 8 <= size and len(boxes) < 1000:
-            handle.seek(position)
-            header = handle.read(16)
-            length = int.from_bytes(header[:4], "big")
-            if length == 1:
-                length = int.from_bytes(header[8:16], "big")
-            end = position + length if length >= 8 else size
-            boxes.append(_Box(header[4:8].decode("latin-1"), end))
-            position = end
+    while position + 8 <= size and len(boxes) < 1000:
+        handle.seek(position)
+        header = handle.read(16)
+        length = int.from_bytes(header[:4], "big")
+        if length == 1:
+            length = int.from_bytes(header[8:16], "big")
+        end = position + length if length >= 8 else size
+        boxes.append(_Box(header[4:8].decode("latin-1"), end))
+        position = end
     return boxes
 
 
-def _probe_video(path: Path, status: os.stat_result) -> MediaInfo:
-    with open_clip(path) as (container, stream):
+def _probe_video(storage: Storage, file: StoredFile) -> MediaInfo:
+    with open_clip(storage, file.path) as (container, stream):
         if any(mark in container.format.name for mark in PICTURE_FORMATS):
-            return _probe_picture_stream(path, status)
+            return _probe_picture_stream(storage, file)
         _check_size(stream.codec_context.width, stream.codec_context.height)
-        cut = _cut_index(path)
+        cut = _cut_index(storage, file)
         if cut:
             raise UnusableMedia(cut)
         try:
-            timeline, frame = _read_timeline(container, stream, status.st_size)
+            timeline, frame = _read_timeline(container, stream, file.size_bytes)
         except FFmpegError as error:
             raise UnusableMedia(f"damaged: the first picture cannot be decoded ({error.strerror})") from error
         if frame is None:
@@ -258,21 +258,21 @@ def _probe_video(path: Path, status: os.stat_result) -> MediaInfo:
             rotation=rotation,
             sample_aspect=aspect,
             codec=stream.codec_context.name,
-            size_bytes=status.st_size,
-            modified_ns=status.st_mtime_ns,
+            size_bytes=file.size_bytes,
+            version=file.version,
         )
 
 
-def _probe_picture_stream(path: Path, status: os.stat_result) -> MediaInfo:
+def _probe_picture_stream(storage: Storage, file: StoredFile) -> MediaInfo:
     try:
-        return _probe_image(path, status)
+        return _probe_image(storage, file)
     except UnidentifiedImageError as error:
         raise UnusableMedia(f"not a readable picture ({error})") from error
 
 
-def _probe_image(path: Path, status: os.stat_result) -> MediaInfo:
+def _probe_image(storage: Storage, file: StoredFile) -> MediaInfo:
     try:
-        with Image.open(path) as image:
+        with storage.open(file.path) as handle, Image.open(handle) as image:
             refuse_unscaled(image)
             width, height = image.size
             orientation = image.getexif().get(EXIF_ORIENTATION, 1)
@@ -296,8 +296,8 @@ def _probe_image(path: Path, status: os.stat_result) -> MediaInfo:
         rotation=EXIF_TURNS.get(orientation, 0),
         sample_aspect=1.0,
         codec=codec,
-        size_bytes=status.st_size,
-        modified_ns=status.st_mtime_ns,
+        size_bytes=file.size_bytes,
+        version=file.version,
     )
 
 

@@ -1,17 +1,14 @@
-"""The frozen records that travel from a file on the disk to a batch on the device.
+"""The frozen records of what is trained: which frames of which file, and how they are cut.
 
-Nothing here opens a file. A `Sample` says which frames of which file are trained and how they are
-cut; a `Batch` is what one forward pass receives.
+Nothing here opens a file or knows of tensors, so that a data set is planned and checked without
+torch. `batch.py` has what one forward pass receives.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
-
-import torch
-from torch import Tensor
 
 MediaKind = Literal["video", "image"]
 # Unicode categories that would break a line of a report or steer a terminal.
@@ -55,7 +52,7 @@ class MediaInfo:
         sample_aspect: Width over height of one stored pixel; 1.0 for square pixels.
         codec: Name of the codec ("h264").
         size_bytes: Size of the file.
-        modified_ns: Time stamp of the file in nanoseconds.
+        version: Text that changes with the content of the file, see `storage.StoredFile`.
     """
 
     kind: MediaKind
@@ -68,7 +65,7 @@ class MediaInfo:
     sample_aspect: float
     codec: str
     size_bytes: int
-    modified_ns: int
+    version: str
 
 
 @dataclass(frozen=True)
@@ -156,45 +153,3 @@ class LeftOut:
     def shown_path(self) -> str:
         """The path as reports print it: on one line, control characters written out."""
         return printable(self.path)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one forward pass receives; every clip has the shape of `bucket`.
-
-    Attributes:
-        latents: [B, C, F, H, W] float32 or bfloat16, normalised latents.
-        prompt_embeds: [B, L, D] text features.
-        prompt_mask: [B, L] bool, True = real token.
-        frame_rates: [B] float32, frames per second of each clip.
-        bucket: Pixel shape of the clips.
-        sample_numbers: Running number of each draw since the start of the run; keys all randomness.
-        sample_names: Name of each sample, for messages.
-        captions: Text of each sample as trained (empty when dropped).
-        share: Part of the optimizer step's samples that this batch holds, in (0, 1]; the shares of
-            one step sum to 1, so accumulation over unequal batches is weighted per sample.
-        ends_step: Whether the optimizer steps after this batch.
-        epoch: Epoch the batch belongs to, from 1.
-    """
-
-    latents: Tensor
-    prompt_embeds: Tensor
-    prompt_mask: Tensor
-    frame_rates: Tensor
-    bucket: BucketKey
-    sample_numbers: tuple[int, ...]
-    sample_names: tuple[str, ...]
-    captions: tuple[str, ...]
-    share: float
-    ends_step: bool
-    epoch: int
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
-        """The same batch on `device`: text in `dtype`, latents untouched in kind (float32 maths)."""
-        return replace(
-            self,
-            latents=self.latents.to(device, non_blocking=True),
-            prompt_embeds=self.prompt_embeds.to(device, dtype, non_blocking=True),
-            prompt_mask=self.prompt_mask.to(device, non_blocking=True),
-            frame_rates=self.frame_rates.to(device, non_blocking=True),
-        )

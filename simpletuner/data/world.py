@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simpletuner.core.files import staged_file, write_atomic
-from simpletuner.runtime.random import stream_seed
+from simpletuner.runtime.seeds import stream_seed
 
 Picture = NDArray[np.uint8]
 Plane = NDArray[np.float64]

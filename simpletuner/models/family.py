@@ -15,24 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from simpletuner.config.catalogs.families import Grid
 from simpletuner.config.sections.model import ModelSection
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The family's raster, used to plan clips before any weight is loaded.
-
-    Pixel sizes must be multiples of `spatial`, frame counts of the form `temporal` * k + 1; a clip
-    becomes [channels, (frames - 1) / temporal + 1, height / spatial, width / spatial] latent cells.
-    """
-
-    spatial: int
-    temporal: int
-    channels: int
-
-    def latent_shape(self, width: int, height: int, num_frames: int) -> tuple[int, int, int, int]:
-        """Latent [C, F, H, W] of a clip of this pixel size."""
-        return (self.channels, (num_frames - 1) // self.temporal + 1, height // self.spatial, width // self.spatial)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from simpletuner.config.sections.flow import FlowSection
 from simpletuner.core.errors import UserError
-from simpletuner.data.sample import Batch
+from simpletuner.data.batch import Batch
 from simpletuner.maths.losses import squared_error
 from simpletuner.maths.noising import noise_latents, velocity_target
 from simpletuner.maths.sigmas import auto_shift, logit_normal_sigmas, shift_sigmas, uniform_sigmas

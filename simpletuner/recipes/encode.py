@@ -41,7 +41,7 @@ def fill_caches(
         release_memory(host.device)
     latents = cache_latents(
         plan.samples,
-        plan.roots,
+        plan.storages,
         plan.latent_folders,
         autoencoder_identity(config, plan),
         lambda: load_autoencoder(config, plan, host),

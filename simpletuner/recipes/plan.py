@@ -15,13 +15,14 @@ from typing import TypeVar
 from simpletuner.config.catalogs.families import FAMILIES
 from simpletuner.config.run_config import RunConfig
 from simpletuner.config.sections.checkpoint import CheckpointSection
-from simpletuner.core.errors import Problem, Severity, UserError
+from simpletuner.core.errors import Problem, UserError
 from simpletuner.core.files import ensure_writable
-from simpletuner.data.buckets import check_buckets
-from simpletuner.data.find import FoundSamples, find_samples, summarize_reasons
+from simpletuner.data.find import FoundSamples
 from simpletuner.data.sample import Sample
+from simpletuner.data.storage import Storage
 from simpletuner.events.types import Event
 from simpletuner.models.family import ModelFamily, Source
+from simpletuner.recipes.survey import survey_data
 from simpletuner.training.checkpoint import find_checkpoint, refuse_mixed_runs
 
 Found = TypeVar("Found")
@@ -36,7 +37,7 @@ class RunPlan:
         source: Where the model's components lie, and which release it is.
         found: Samples and files left out, as found on the disk.
         samples: Samples that are trained, after small buckets were pruned.
-        roots: Data set id -> folder of its files.
+        storages: Data set id -> where its files lie.
         latent_folders: Data set id -> folder of its encoded clips.
         prompt_folder: Folder of the encoded captions.
         checkpoint: Checkpoint to continue from, None for a fresh start.
@@ -46,7 +47,7 @@ class RunPlan:
     source: Source
     found: FoundSamples
     samples: tuple[Sample, ...]
-    roots: Mapping[str, Path]
+    storages: Mapping[str, Storage]
     latent_folders: Mapping[str, Path]
     prompt_folder: Path
     checkpoint: Path | None
@@ -65,21 +66,17 @@ def plan_run(config: RunConfig, emit: Callable[[Event], None]) -> RunPlan:
     checkpoint = _collect(problems, lambda: find_start(config.checkpoint))
     for folder in cache_folders(config):
         _collect(problems, partial(ensure_writable, folder, "cache folder"))
-    found = _collect(
-        problems, lambda: find_samples(config.datasets, family.grid, workers=config.caching.max_workers, emit=emit)
-    )
-    samples = _collect(problems, lambda: check_sizes(found.samples, config)) if found is not None else None
+    survey = _collect(problems, lambda: survey_data(config, emit))
     if problems:
-        raise UserError.of([*problems, *_left_out_notes(found)])
+        raise UserError.of(problems)
     assert source is not None
-    assert found is not None
-    assert samples is not None
+    assert survey is not None
     return RunPlan(
         family=family,
         source=source,
-        found=found,
-        samples=samples,
-        roots={entry.id: Path(entry.instance_data_dir) for entry in config.datasets},
+        found=survey.found,
+        samples=survey.samples,
+        storages=survey.storages,
         latent_folders={entry.id: Path(str(entry.cache_dir_vae)) for entry in config.datasets},
         prompt_folder=Path(str(config.text_embeds.cache_dir)),
         checkpoint=checkpoint,
@@ -99,26 +96,10 @@ def find_start(settings: CheckpointSection) -> Path | None:
     return checkpoint
 
 
-def check_sizes(samples: tuple[Sample, ...], config: RunConfig) -> tuple[Sample, ...]:
-    """The samples whose buckets can fill a batch; see `check_buckets` for the rule and its errors."""
-    return check_buckets(
-        samples,
-        batch_size=config.schedule.train_batch_size,
-        accumulation=config.schedule.gradient_accumulation_steps,
-        disable_bucket_pruning=config.data.disable_bucket_pruning,
-    )
-
-
 def cache_folders(config: RunConfig) -> list[Path]:
     """Every folder that holds encoded clips or captions of this run, each once."""
     latents = [Path(str(entry.cache_dir_vae)) for entry in config.datasets]
     return list(dict.fromkeys([*latents, Path(str(config.text_embeds.cache_dir))]))
-
-
-def _left_out_notes(found: FoundSamples | None) -> list[Problem]:
-    """Why files were left out, beside the errors: too few clips is often the consequence."""
-    lines = summarize_reasons(found.left_out) if found is not None else ()
-    return [Problem(f"left out {line}", severity=Severity.NOTE) for line in lines]
 
 
 def _collect(problems: list[Problem], look: Callable[[], Found]) -> Found | None:

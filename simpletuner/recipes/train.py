@@ -32,8 +32,9 @@ from simpletuner.events.types import (
 )
 from simpletuner.objectives.flow_matching import FlowMatching
 from simpletuner.recipes.encode import fill_caches, load_autoencoder
-from simpletuner.recipes.plan import RunPlan, check_sizes, plan_run
+from simpletuner.recipes.plan import RunPlan, plan_run
 from simpletuner.recipes.story import tell_plan, tell_training
+from simpletuner.recipes.survey import check_sizes
 from simpletuner.runtime.host import Host, find_host, release_memory
 from simpletuner.runtime.lock import hold_folder
 from simpletuner.runtime.signals import StopRequest, stop_on_signals
@@ -117,7 +118,7 @@ def begin_session(
     """Bring in the model and put everything where the checkpoint left it."""
     latents, prompts = caches
     samples = check_sizes(tuple(sample for sample in plan.samples if latents.holds(sample)), config)
-    draw_contact_sheet(samples, plan.roots, run.folder / "contact_sheet.png")
+    draw_contact_sheet(samples, plan.storages, run.folder / "contact_sheet.png")
     batches = BatchStream(
         samples,
         latents.read,

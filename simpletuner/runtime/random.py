@@ -6,17 +6,12 @@ more processes cannot change what a sample draws.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-
-def stream_seed(seed: int, stream: str, number: int) -> int:
-    """A 63-bit seed for draw `number` of `stream`; equal inputs give equal seeds on any machine."""
-    digest = hashlib.blake2b(f"{seed}/{stream}/{number}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+from simpletuner.runtime.seeds import stream_seed
 
 
 def stream_generator(seed: int, stream: str, number: int) -> torch.Generator:

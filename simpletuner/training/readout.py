@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from simpletuner.core.errors import ExitCode, UserError
-from simpletuner.data.sample import Batch
+from simpletuner.data.batch import Batch
 from simpletuner.events.types import StepFinished
 from simpletuner.objectives.terms import LossTerm, band_means
 from simpletuner.runtime.host import used_memory

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from simpletuner.config.catalogs.optimizers import OPTIMIZERS
 from simpletuner.config.sections.optimizer import OptimizerSection
 from simpletuner.config.sections.schedule import ScheduleSection
-from simpletuner.data.sample import Batch
+from simpletuner.data.batch import Batch
 from simpletuner.training.build import Trainable
 from simpletuner.training.learning_rate import LearningRate
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from simpletuner.core.errors import UserError
-from simpletuner.data.sample import Batch
+from simpletuner.data.batch import Batch
 from simpletuner.maths.clipping import clip_gradients
 from simpletuner.objectives.terms import LossTerm
-from simpletuner.runtime.random import stream_seed
+from simpletuner.runtime.seeds import stream_seed
 from simpletuner.training.readout import PendingStep, StepNumbers
 from simpletuner.training.state import TrainState
 

@@ -72,7 +72,7 @@ def begin_run(
 def _plan_samples(one_bucket: bool) -> list[Sample]:
     samples = []
     for number, caption in enumerate(_CAPTIONS):
-        info = MediaInfo("video", 96, 64, 24.0, 17, 0.7, 0, 1.0, "h264", 1, 1)
+        info = MediaInfo("video", 96, 64, 24.0, 17, 0.7, 0, 1.0, "h264", 1, "1")
         frames = FramePlan(9 if one_bucket or number < 4 else 17, 24.0, 0.0)
         samples.append(Sample("golden", f"{number}.mp4", info, frames, CropPlan(96, 64, 0, 0, 96, 64), (caption,), 1))
     return samples

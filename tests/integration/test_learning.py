@@ -18,6 +18,7 @@ from simpletuner.config.resolve import resolve_config
 from simpletuner.config.sections.adapter import AdapterSection
 from simpletuner.core.files import write_json_atomic
 from simpletuner.data.find import find_samples
+from simpletuner.data.storage import LocalStorage
 from simpletuner.data.world import write_world
 from simpletuner.events.types import Event
 from simpletuner.models.adapters.lora import adapter_disabled, attach_lora, load_adapter_tensors
@@ -55,11 +56,13 @@ def test_the_demo_teaches_one_clip(tmp_path: Path, seed: int) -> None:
     assert train_from_config(config) == 0
 
     source = FAMILY.resolve(config.model)
-    sample = find_samples(config.datasets, FAMILY.grid, workers=1, emit=ignore).samples[0]
-    roots = {sample.dataset: tmp_path / "clips"}
+    storages = {config.datasets[0].id: LocalStorage(tmp_path / "clips")}
+    sample = find_samples(config.datasets, storages, FAMILY.grid, workers=1, emit=ignore).samples[0]
     folders = {sample.dataset: tmp_path / "cache" / "vae"}
     autoencoder = encoder_identity(source.identity("autoencoder"), dtype=str(torch.float32))
-    clips = cache_latents([sample], roots, folders, autoencoder, lose_no_encoder, batch_size=1, workers=1, emit=ignore)
+    clips = cache_latents(
+        [sample], storages, folders, autoencoder, lose_no_encoder, batch_size=1, workers=1, emit=ignore
+    )
     text = encoder_identity(source.identity("text"), dtype=str(torch.float32))
     prompts = cache_prompts(
         sample.captions, tmp_path / "cache" / "text", text, 128, lose_no_encoder, batch_size=1, emit=ignore

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from simpletuner.config.catalogs.families import Grid
 from simpletuner.config.dataset import ClipDataset, VideoRules
 from simpletuner.data.buckets import check_buckets, describe_buckets
 from simpletuner.data.contact_sheet import draw_contact_sheet
 from simpletuner.data.decode import decode_sample
 from simpletuner.data.find import FoundSamples, find_samples
-from simpletuner.models.family import Grid
+from simpletuner.data.storage import LocalStorage
 
 LTX_GRID = Grid(spatial=32, temporal=8, channels=128)
 
@@ -22,7 +23,7 @@ def find(folder: Path, *, num_frames: int = 25, framerate: float | None = None, 
     rules = VideoRules(num_frames=num_frames, frame_sampling=sampling)
     dataset = ClipDataset(id="real", instance_data_dir=str(folder), caption_strategy="textfile", resolution=resolution,
                           resolution_type="pixel_area", video=rules, framerate=framerate)  # fmt: skip
-    return find_samples([dataset], LTX_GRID, workers=4, emit=lambda event: None)
+    return find_samples([dataset], {dataset.id: LocalStorage(folder)}, LTX_GRID, workers=4, emit=lambda event: None)
 
 
 def test_all_six_are_trained_at_their_own_speed(real_clips: Path) -> None:
@@ -41,7 +42,7 @@ def test_all_six_are_trained_at_their_own_speed(real_clips: Path) -> None:
 @pytest.mark.parametrize("sampling", ["first", "middle"])
 def test_all_six_decode(real_clips: Path, sampling: str) -> None:
     for sample in find(real_clips, sampling=sampling).samples:
-        frames = decode_sample(real_clips, sample)
+        frames = decode_sample(LocalStorage(real_clips), sample)
         assert frames.shape == (25, sample.crop.height, sample.crop.width, 3)
         assert frames.std() > 5
         assert np.abs(np.diff(frames.astype(int), axis=0)).mean() > 0.05  # no frozen picture
@@ -62,8 +63,8 @@ def test_one_rate_for_all_keeps_the_speed(real_clips: Path) -> None:
     own = {sample.path: sample for sample in find(real_clips, num_frames=49).samples}
     for sample in find(real_clips, num_frames=25, framerate=16.0).samples:
         assert sample.frames.frame_rate == 16.0
-        frames = decode_sample(real_clips, sample)
-        whole = decode_sample(real_clips, own[sample.path])
+        frames = decode_sample(LocalStorage(real_clips), sample)
+        whole = decode_sample(LocalStorage(real_clips), own[sample.path])
         for index in (0, 7, 19, 24):  # not 20: there the middle falls between two frames of 30 fps
             rate = own[sample.path].frames.frame_rate
             shown = int((index / 16 + 0.5 / max(rate, 16)) * rate + 1e-9)
@@ -71,5 +72,5 @@ def test_one_rate_for_all_keeps_the_speed(real_clips: Path) -> None:
 
 
 def test_contact_sheet(real_clips: Path, tmp_path: Path) -> None:
-    draw_contact_sheet(find(real_clips).samples, {"real": real_clips}, tmp_path / "sheet.png")
+    draw_contact_sheet(find(real_clips).samples, {"real": LocalStorage(real_clips)}, tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").stat().st_size > 50_000

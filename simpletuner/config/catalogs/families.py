@@ -14,6 +14,23 @@ from simpletuner.core.errors import UserError
 
 
 @dataclass(frozen=True)
+class Grid:
+    """The family's raster, used to plan clips before any weight is loaded.
+
+    Pixel sizes must be multiples of `spatial`, frame counts of the form `temporal` * k + 1; a clip
+    becomes [channels, (frames - 1) / temporal + 1, height / spatial, width / spatial] latent cells.
+    """
+
+    spatial: int
+    temporal: int
+    channels: int
+
+    def latent_shape(self, width: int, height: int, num_frames: int) -> tuple[int, int, int, int]:
+        """Latent [C, F, H, W] of a clip of this pixel size."""
+        return (self.channels, (num_frames - 1) // self.temporal + 1, height // self.spatial, width // self.spatial)
+
+
+@dataclass(frozen=True)
 class FamilyRow:
     """One model family.
 
@@ -36,6 +53,11 @@ class FamilyRow:
     default_flavour: str
     checkpoints: Mapping[str, str]
     help: str = ""
+
+    @property
+    def grid(self) -> Grid:
+        """Its raster."""
+        return Grid(self.spatial, self.temporal, self.channels)
 
     def checkpoint(self, flavour: str | None) -> str:
         """The Hub repository of `flavour`, or of the default one.

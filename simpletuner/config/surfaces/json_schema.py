@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from simpletuner.config.dataset import BLOCKS
 from simpletuner.config.table import OptionSpec, dataset_tables, option_table
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 TYPES: Mapping[str, str] = {
-    "bool": "boolean", "int": "integer", "float": "number", "text": "string", "texts": "array", "numbers": "array",
-    "block": "object",
+    "bool": "boolean", "int": "integer", "float": "number", "text": "string", "text or texts": "string",
+    "texts": "array", "numbers": "array", "block": "object",
 }  # fmt: skip
 
 
@@ -30,9 +31,10 @@ def dataset_schema() -> dict[str, Any]:
     """Schema of multidatabackend.json."""
     tables = dataset_tables()
     clips = _properties(tables["dataset"])
-    clips["video"] = {"type": "object", "properties": _properties(tables["video"]), "additionalProperties": False}
+    for name in BLOCKS:
+        clips[name] = {"type": "object", "properties": _properties(tables[name]), "additionalProperties": False}
     entries = [
-        {"type": "object", "properties": clips, "required": ["id", "instance_data_dir"], "additionalProperties": False},
+        {"type": "object", "properties": clips, "required": ["id"], "additionalProperties": False},
         {
             "type": "object",
             "properties": _properties(tables["text_embeds"]),
@@ -52,7 +54,13 @@ def _property(spec: OptionSpec) -> dict[str, Any]:
     if spec.kind == "choice":
         described["enum"] = [*spec.known_choices, *([None] if spec.nullable else [])]
     elif spec.kind in TYPES:
-        kinds = [TYPES[spec.kind], *(["string"] if spec.choices else []), *(["null"] if spec.nullable else [])]
+        several = ["array"] if spec.kind == "text or texts" else []
+        kinds = [
+            TYPES[spec.kind],
+            *several,
+            *(["string"] if spec.choices else []),
+            *(["null"] if spec.nullable else []),
+        ]
         described["type"] = kinds if len(kinds) > 1 else kinds[0]
     low = "exclusiveMinimum" if spec.open_minimum else "minimum"
     high = "exclusiveMaximum" if spec.open_maximum else "maximum"

@@ -12,7 +12,8 @@ from torch import Tensor
 from simpletuner.models.ltxvideo.loading import build_module, load_tensors
 from simpletuner.models.ltxvideo.positions import SPATIAL, TEMPORAL
 from simpletuner.models.ltxvideo.source import LTXSource
-from simpletuner.runtime.random import stream_generator, stream_seed
+from simpletuner.runtime.random import stream_generator
+from simpletuner.runtime.seeds import stream_seed
 
 
 class LTXAutoencoder:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from simpletuner.config.catalogs.families import FAMILIES
 from simpletuner.config.sections.model import ModelSection
-from simpletuner.models.family import GenerationRequest, Grid
+from simpletuner.models.family import GenerationRequest
 from simpletuner.models.ltxvideo import export, sampling
 from simpletuner.models.ltxvideo import transformer as calls
 from simpletuner.models.ltxvideo.autoencoder import LTXAutoencoder, load_autoencoder
@@ -25,7 +25,7 @@ _ROW = FAMILIES["ltxvideo"]
 class LTXVideoFamily:
     """Fulfils `models.family.ModelFamily`; see there for what each part promises."""
 
-    grid = Grid(spatial=_ROW.spatial, temporal=_ROW.temporal, channels=_ROW.channels)
+    grid = _ROW.grid
 
     def resolve(self, settings: ModelSection) -> LTXSource:
         return resolve_source(settings)

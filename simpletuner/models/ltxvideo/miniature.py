@@ -23,7 +23,8 @@ from simpletuner.core.files import staged_folder
 from simpletuner.models.ltxvideo.sampling import build_scheduler
 from simpletuner.models.ltxvideo.text import progress_bars_hidden
 from simpletuner.models.ltxvideo.versions import AutoencoderKind, find_release
-from simpletuner.runtime.random import stream_generator, stream_seed
+from simpletuner.runtime.random import stream_generator
+from simpletuner.runtime.seeds import stream_seed
 
 # Tuned so that an adapter of rank 16 on all layers halves the loss of one clip in under 100 steps.
 _CARRIED = 0.35  # share of the input in the untrained output

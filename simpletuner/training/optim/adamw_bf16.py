@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from simpletuner.core.errors import UserError
-from simpletuner.runtime.random import stream_seed
+from simpletuner.runtime.seeds import stream_seed
 
 # Bounds the float32 copies made while a bucket is updated (16 MiB each) for models of any size. The
 # division into buckets decides which random bits a parameter gets: changing this number changes runs.

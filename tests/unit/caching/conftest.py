@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from simpletuner.data.probe import probe
 from simpletuner.data.sample import CropPlan, FramePlan, Sample
+from simpletuner.data.storage import LocalStorage
 from simpletuner.events.types import Event
 
 SIZE = 64
@@ -87,7 +88,7 @@ def write_clip(path: Path, level: int, frames: int = FRAMES, size: int = SIZE, r
 
 
 def plan_sample(root: Path, name: str, *, dataset: str = "set", size: int = SIZE, frames: int = FRAMES) -> Sample:
-    info = probe(root / name)
+    info = probe(LocalStorage(root), name)
     crop = CropPlan(size, size, 0, 0, size, size)
     return Sample(dataset, name, info, FramePlan(frames, 25.0, 0.0), crop, ("a caption",), 1)
 

@@ -23,6 +23,7 @@ from simpletuner.caching.latents import LatentCache, cache_latents
 from simpletuner.core.errors import UserError
 from simpletuner.core.files import STAGING
 from simpletuner.data.sample import BucketKey, CropPlan, FramePlan, Sample
+from simpletuner.data.storage import LocalStorage
 from simpletuner.events.types import Event, Noticed, StageAdvanced, StageFinished, StageStarted
 
 from .conftest import FRAMES, SIZE, Counted, PoolingAutoencoder, plan_sample, write_clip
@@ -41,7 +42,7 @@ def build(
 ) -> LatentCache:
     return cache_latents(
         samples,
-        {"set": clips},
+        {"set": LocalStorage(clips)},
         {"set": folder or clips.parent / "cache"},
         identity,
         load,
@@ -263,6 +264,7 @@ sys.path.insert(0, {tests!r})
 import simpletuner.core.files as files
 from conftest import PoolingAutoencoder, plan_sample
 from simpletuner.caching.latents import cache_latents
+from simpletuner.data.storage import LocalStorage
 replace, commits = os.replace, []
 def die_before_second_commit(source, target):
     if commits:
@@ -272,7 +274,8 @@ def die_before_second_commit(source, target):
 files.os.replace = die_before_second_commit
 root = Path({root!r})
 samples = [plan_sample(root, name) for name in ("dark.mp4", "dark.mkv", "deep/grey.mp4")]
-cache_latents(samples, {{"set": root}}, {{"set": root.parent / "cache"}}, {identity!r}, PoolingAutoencoder,
+storages, folders = {{"set": LocalStorage(root)}}, {{"set": root.parent / "cache"}}
+cache_latents(samples, storages, folders, {identity!r}, PoolingAutoencoder,
               batch_size=1, workers=1, emit=lambda event: None)
 """
 

@@ -106,7 +106,7 @@ def planned() -> Callable[..., Sample]:
         frame_rate: float = 25.0,
         dataset: str = "test",
     ) -> Sample:
-        info = MediaInfo("video", width, height, frame_rate, frames, frames / frame_rate, 0, 1.0, "h264", 1, 1)
+        info = MediaInfo("video", width, height, frame_rate, frames, frames / frame_rate, 0, 1.0, "h264", 1, "1")
         return Sample(
             dataset,
             path,

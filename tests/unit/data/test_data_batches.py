@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from simpletuner.core.errors import UserError
+from simpletuner.data.batch import Batch
 from simpletuner.data.batches import BatchStream, order_epoch
-from simpletuner.data.sample import Batch, Sample
+from simpletuner.data.sample import Sample
 
 Planned = Callable[..., Sample]
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

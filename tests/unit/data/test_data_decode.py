@@ -19,6 +19,7 @@ from simpletuner.data.decode import decode_frames, decode_sample, frames_to_pixe
 from simpletuner.data.geometry import plan_crop, plan_frames
 from simpletuner.data.probe import UnusableMedia, probe
 from simpletuner.data.sample import CropPlan, FramePlan, Sample, Unfit
+from simpletuner.data.storage import LocalStorage
 
 NTSC = Fraction(30000, 1001)
 Write = Callable[..., Path]
@@ -34,7 +35,7 @@ CONTAINERS = [
 
 
 def sample_of(path: Path, dataset: ClipDataset) -> Sample:
-    info = probe(path)
+    info = probe(LocalStorage(path.parent), path.name)
     name = f"{dataset.id}/{path.name}"
     return Sample(dataset.id, path.name, info, plan_frames(info, dataset, 8, name),
                   plan_crop(info.width, info.height, dataset, 32, name), ("a",), 1)  # fmt: skip
@@ -57,7 +58,7 @@ def test_own_rate_gives_each_frame_once(
     path = write_clip(tmp_path / f"a.{ending}", frames=60, rate=rate, codec=codec, pixel_format=pixel_format)
     sample = sample_of(path, clip_dataset(video={"num_frames": 25}))
     for start in (0, 1, 29, 35):  # 35 + 25 is the end of the clip
-        frames = decode_sample(tmp_path, window(sample, start, 25))
+        frames = decode_sample(LocalStorage(tmp_path), window(sample, start, 25))
         assert frames.shape == (25, 96, 128, 3)
         assert frames.dtype == np.uint8
         assert read_numbers(frames) == list(range(start, start + 25))
@@ -72,7 +73,7 @@ def test_another_rate_shows_the_right_moments(
     path = write_clip(tmp_path / f"a.{ending}", frames=60, rate=rate, codec=codec, pixel_format=pixel_format)
     sample = sample_of(path, clip_dataset(video={"num_frames": 25}, framerate=float(trained)))
     assert sample.frames.frame_rate == float(trained)
-    numbers = read_numbers(decode_sample(tmp_path, sample))
+    numbers = read_numbers(decode_sample(LocalStorage(tmp_path), sample))
     # Each frame shows what the source showed at that moment, to within half of the shorter interval.
     half = 0.5 / max(float(rate), float(trained))
     # A gif rounds every frame's time to hundredths of a second.
@@ -88,7 +89,7 @@ def test_halving_the_rate_takes_every_second_frame(
     """A 50 fps clip trained at 25 keeps its speed."""
     path = write_clip(tmp_path / "a.mp4", frames=60, rate=50)
     sample = sample_of(path, clip_dataset(video={"num_frames": 25, "frame_rate": 25.0}))
-    assert read_numbers(decode_sample(tmp_path, sample)) == list(range(0, 50, 2))
+    assert read_numbers(decode_sample(LocalStorage(tmp_path), sample)) == list(range(0, 50, 2))
 
 
 def test_variable_rate_follows_the_time_stamps(
@@ -99,16 +100,16 @@ def test_variable_rate_follows_the_time_stamps(
     path = write_clip(tmp_path / "a.mkv", stamps_ms=stamps)
     sample = sample_of(path, clip_dataset(video={"num_frames": 33}, framerate=25.0))
     shown = [*range(10), *(number for number in range(10, 20) for _ in range(3))]
-    assert read_numbers(decode_sample(tmp_path, sample)) == shown[:33]
+    assert read_numbers(decode_sample(LocalStorage(tmp_path), sample)) == shown[:33]
 
 
 def test_windows_of_the_plan(tmp_path: Path, write_clip: Write, read_numbers: Read, clip_dataset: Dataset) -> None:
     path = write_clip(tmp_path / "a.mp4", frames=100, rate=NTSC)
     for sampling, start in (("first", 0), ("middle", 37)):
         sample = sample_of(path, clip_dataset(video={"num_frames": 25, "frame_sampling": sampling}))
-        assert read_numbers(decode_sample(tmp_path, sample)) == list(range(start, start + 25))
+        assert read_numbers(decode_sample(LocalStorage(tmp_path), sample)) == list(range(start, start + 25))
     sample = sample_of(path, clip_dataset(video={"num_frames": 25, "frame_sampling": "random"}))
-    numbers = read_numbers(decode_sample(tmp_path, sample))
+    numbers = read_numbers(decode_sample(LocalStorage(tmp_path), sample))
     assert numbers == list(range(numbers[0], numbers[0] + 25))
     assert numbers[0] == round(sample.frames.start_seconds * float(NTSC))
 
@@ -120,9 +121,11 @@ def test_seeking_equals_reading_from_the_beginning(
     options = {"g": "48", "bf": "3", "preset": "ultrafast", "threads": "1"}
     path = write_clip(tmp_path / "a.mp4", frames=200, options=options)
     sample = sample_of(path, clip_dataset(video={"num_frames": 25}))
-    whole = decode_sample(tmp_path, window(sample, 0, 193))
+    whole = decode_sample(LocalStorage(tmp_path), window(sample, 0, 193))
     for start in (30, 47, 48, 49, 97, 150, 168):
-        assert np.array_equal(decode_sample(tmp_path, window(sample, start, 25)), whole[start : start + 25])
+        assert np.array_equal(
+            decode_sample(LocalStorage(tmp_path), window(sample, start, 25)), whole[start : start + 25]
+        )
 
 
 @pytest.mark.parametrize(
@@ -137,13 +140,15 @@ def test_avi_with_reordered_pictures(
     path = write_clip(tmp_path / "a.avi", frames=60, codec=codec, options=options)
     sample = sample_of(path, clip_dataset(video={"num_frames": 25}))
     for start in (0, 20, 33, 35):
-        assert read_numbers(decode_sample(tmp_path, window(sample, start, 25))) == list(range(start, start + 25))
+        assert read_numbers(decode_sample(LocalStorage(tmp_path), window(sample, start, 25))) == list(
+            range(start, start + 25)
+        )
 
 
 def test_single_frames(tmp_path: Path, write_clip: Write, read_numbers: Read, clip_dataset: Dataset) -> None:
     path = write_clip(tmp_path / "a.webm", frames=33, codec="libvpx-vp9")
     sample = sample_of(path, clip_dataset(video={"num_frames": 25}))
-    assert read_numbers(decode_frames(tmp_path, sample, [0, 12, 24])) == [0, 12, 24]
+    assert read_numbers(decode_frames(LocalStorage(tmp_path), sample, [0, 12, 24])) == [0, 12, 24]
 
 
 # Shape
@@ -175,7 +180,7 @@ def test_a_circle_stays_round(
     sample = sample_of(path, clip_dataset(
         video={"num_frames": 1, "min_frames": 1}, resolution=resolution, resolution_type="pixel_area"))  # fmt: skip
     assert sample.crop.width / sample.crop.height != pytest.approx(640 / 450, rel=1e-3)  # the bucket has another shape
-    width, height = _extent(decode_sample(tmp_path, sample)[0])
+    width, height = _extent(decode_sample(LocalStorage(tmp_path), sample)[0])
     assert abs(width - height) <= 1
     assert width > 30
 
@@ -192,7 +197,7 @@ def test_non_square_pixels_become_square(tmp_path: Path, write_clip: Write, clip
     path = write_clip(tmp_path / "a.mp4", frames=1, width=360, height=480, paint=ellipse, prepare=wide_pixels)
     sample = sample_of(path, clip_dataset(video={"num_frames": 1}, resolution=256))
     assert (sample.crop.width, sample.crop.height) == (384, 256)
-    width, height = _extent(decode_sample(tmp_path, sample)[0])
+    width, height = _extent(decode_sample(LocalStorage(tmp_path), sample)[0])
     assert abs(width - height) <= 1
 
 
@@ -225,13 +230,13 @@ def test_turned_clips_are_turned(
                       rotation=rotation, mirrored=mirrored)  # fmt: skip
     sample = sample_of(path, clip_dataset(video={"num_frames": 1}, resolution=64))
     assert (sample.crop.width, sample.crop.height) == ((64, 128) if rotation in (90, 270) else (128, 64))
-    assert _corners(decode_sample(tmp_path, sample)[0]) == shown
+    assert _corners(decode_sample(LocalStorage(tmp_path), sample)[0]) == shown
 
 
 def test_mirrored_clips_are_mirrored(tmp_path: Path, write_clip: Write, clip_dataset: Dataset) -> None:
     path = write_clip(tmp_path / "a.mp4", frames=1, paint=lambda _: _quadrants(128, 96), mirrored=True)
     sample = sample_of(path, clip_dataset(video={"num_frames": 1}))
-    assert _corners(decode_sample(tmp_path, sample)[0]) == "grwb"
+    assert _corners(decode_sample(LocalStorage(tmp_path), sample)[0]) == "grwb"
 
 
 @pytest.mark.parametrize(("orientation", "shown"), [(1, "rgbw"), (3, "wbgr"), (6, "brwg"), (8, "gwrb")])
@@ -240,7 +245,7 @@ def test_pictures_are_turned(tmp_path: Path, clip_dataset: Dataset, orientation:
     exif[0x0112] = orientation
     Image.fromarray(_quadrants(128, 96)).save(tmp_path / "a.png", exif=exif)
     sample = sample_of(tmp_path / "a.png", clip_dataset(dataset_type="image"))
-    frames = decode_sample(tmp_path, sample)
+    frames = decode_sample(LocalStorage(tmp_path), sample)
     assert frames.shape == (1, sample.crop.height, sample.crop.width, 3)
     assert _corners(frames[0]) == shown
 
@@ -262,7 +267,7 @@ def test_where_the_window_sits(
     else:
         Image.fromarray(picture).save(path)
     sample = sample_of(path, clip_dataset(dataset_type=kind, video={"num_frames": 1}, crop=True, crop_style=style))
-    frame = decode_sample(tmp_path, sample)[0]
+    frame = decode_sample(LocalStorage(tmp_path), sample)[0]
     assert frame.shape == (96, 96, 3)
     assert _corners(frame) == shown
 
@@ -273,7 +278,7 @@ def test_huge_reductions_stay_smooth(tmp_path: Path, write_clip: Write, clip_dat
     path = write_clip(tmp_path / "a.mp4", frames=1, width=1280, height=1280, paint=lambda _: board)
     sample = sample_of(path, clip_dataset(video={"num_frames": 1}, resolution=32))
     assert sample.crop.scaled_width == 32
-    frame = decode_sample(tmp_path, sample)[0].astype(int)
+    frame = decode_sample(LocalStorage(tmp_path), sample)[0].astype(int)
     assert abs(frame.mean() - 127) < 6
     assert frame.std() < 6
 
@@ -282,7 +287,7 @@ def test_reductions_are_antialiased(tmp_path: Path, write_clip: Write, clip_data
     stripes = (np.arange(960) // 2 % 2 * 255).astype(np.uint8)[None, :, None].repeat(640, 0).repeat(3, 2)
     path = write_clip(tmp_path / "a.mp4", frames=1, width=960, height=640, paint=lambda _: stripes)
     sample = sample_of(path, clip_dataset(video={"num_frames": 1}, resolution=64))
-    frame = decode_sample(tmp_path, sample)[0, 8:-8, 8:-8].astype(int)
+    frame = decode_sample(LocalStorage(tmp_path), sample)[0, 8:-8, 8:-8].astype(int)
     assert frame.std() < 6
 
 
@@ -301,7 +306,7 @@ def test_black_and_white_fill_the_range(
     path = write_clip(tmp_path / "a.mp4", frames=9, paint=half_white, pixel_format=pixel_format,
                       options={"crf": "4", "preset": "ultrafast"})  # fmt: skip
     sample = sample_of(path, clip_dataset(video={"num_frames": 9}))
-    pixels = frames_to_pixels(decode_sample(tmp_path, sample))
+    pixels = frames_to_pixels(decode_sample(LocalStorage(tmp_path), sample))
     assert pixels.shape == (3, 9, 96, 128)
     assert pixels.dtype == torch.float32
     assert pixels.min() == -1
@@ -315,14 +320,14 @@ def test_grey_of_16_bits_keeps_its_shades(tmp_path: Path, clip_dataset: Dataset,
     shades = np.repeat(np.array([0, 64, 128, 255], np.uint16) * 257, 32)
     path = tmp_path / f"a.{ending}"
     Image.fromarray(np.broadcast_to(shades, (96, 128)).copy()).save(path)
-    frame = decode_sample(tmp_path, sample_of(path, clip_dataset(dataset_type="image")))[0]
+    frame = decode_sample(LocalStorage(tmp_path), sample_of(path, clip_dataset(dataset_type="image")))[0]
     assert frame[48, 16::32].tolist() == [[shade] * 3 for shade in (0, 64, 128, 255)]
 
 
 def test_transparent_grey_of_16_bits_is_shown_on_white(tmp_path: Path, clip_dataset: Dataset) -> None:
     shades = np.repeat(np.array([10_000, 128 * 257], np.uint16), 64)
     Image.fromarray(np.broadcast_to(shades, (96, 128)).copy()).save(tmp_path / "a.png", transparency=10_000)
-    frame = decode_sample(tmp_path, sample_of(tmp_path / "a.png", clip_dataset(dataset_type="image")))[0]
+    frame = decode_sample(LocalStorage(tmp_path), sample_of(tmp_path / "a.png", clip_dataset(dataset_type="image")))[0]
     assert frame[48, [16, 112]].tolist() == [[255] * 3, [128] * 3]
 
 
@@ -330,7 +335,7 @@ def test_transparent_grey_of_16_bits_is_shown_on_white(tmp_path: Path, clip_data
 def test_pictures_of_32_bit_numbers_are_refused(tmp_path: Path, dtype: type, kind: str) -> None:
     Image.fromarray(np.zeros((96, 128), dtype)).save(tmp_path / "a.tiff")
     with pytest.raises(UnusableMedia, match=f"32-bit {kind} numbers as pixels: which value is white is not known"):
-        probe(tmp_path / "a.tiff")
+        probe(LocalStorage(tmp_path), "a.tiff")
 
 
 def test_pixels_keep_their_places() -> None:
@@ -346,7 +351,7 @@ def test_colours_survive(tmp_path: Path, write_clip: Write, clip_dataset: Datase
     """Untagged standard-definition clips are BT.601: a saturated colour comes back as it was."""
     colour = np.full((96, 128, 3), (200, 40, 90), np.uint8)
     path = write_clip(tmp_path / "a.mp4", frames=1, paint=lambda _: colour, options={"crf": "4", "preset": "ultrafast"})
-    frame = decode_sample(tmp_path, sample_of(path, clip_dataset(video={"num_frames": 1})))[0]
+    frame = decode_sample(LocalStorage(tmp_path), sample_of(path, clip_dataset(video={"num_frames": 1})))[0]
     assert np.abs(frame.astype(int) - (200, 40, 90)).max() <= 4
 
 
@@ -354,7 +359,7 @@ def test_transparent_parts_are_shown_on_white(tmp_path: Path, clip_dataset: Data
     picture = Image.new("RGBA", (128, 96), (255, 0, 0, 0))
     picture.paste((0, 0, 255, 255), (0, 0, 64, 96))
     picture.save(tmp_path / "a.png")
-    frame = decode_sample(tmp_path, sample_of(tmp_path / "a.png", clip_dataset(dataset_type="image")))[0]
+    frame = decode_sample(LocalStorage(tmp_path), sample_of(tmp_path / "a.png", clip_dataset(dataset_type="image")))[0]
     assert frame[48, 10].tolist() == [0, 0, 255]
     assert frame[48, 110].tolist() == [255, 255, 255]
 
@@ -370,15 +375,15 @@ def test_fewer_frames_than_planned(tmp_path: Path, write_clip: Write, clip_datas
     lying = type(info)(**{**vars(info), "num_frames": 130, "duration_seconds": 130 / 25})
     sample = Sample("test", "a.mp4", lying, FramePlan(121, 25.0, 0.0), honest.crop, ("a",), 1)
     with pytest.raises(UnusableMedia, match=r"declares 130 frames \(5.20 s\).*end at 4.76 s: 119 of 121 planned"):
-        decode_sample(tmp_path, sample)
+        decode_sample(LocalStorage(tmp_path), sample)
     exact = Sample("test", "a.mp4", info, FramePlan(119, 25.0, 0.0), honest.crop, ("a",), 1)
-    assert len(decode_sample(tmp_path, exact)) == 119
+    assert len(decode_sample(LocalStorage(tmp_path), exact)) == 119
 
 
 def test_one_frame_too_many(tmp_path: Path, write_clip: Write, clip_dataset: Dataset) -> None:
     sample = sample_of(write_clip(tmp_path / "a.mp4", frames=25), clip_dataset(video={"num_frames": 25}))
     with pytest.raises(UnusableMedia, match="25 of 26 planned frames"):
-        decode_sample(tmp_path, window(sample, 0, 26))
+        decode_sample(LocalStorage(tmp_path), window(sample, 0, 26))
 
 
 def test_changed_and_vanished_files(tmp_path: Path, write_clip: Write, clip_dataset: Dataset) -> None:
@@ -386,10 +391,10 @@ def test_changed_and_vanished_files(tmp_path: Path, write_clip: Write, clip_data
     sample = sample_of(path, clip_dataset(video={"num_frames": 9}))
     os.utime(path, ns=(1, 1))
     with pytest.raises(UnusableMedia, match="changed since it was scanned"):
-        decode_sample(tmp_path, sample)
+        decode_sample(LocalStorage(tmp_path), sample)
     path.unlink()
-    with pytest.raises(UnusableMedia, match="cannot be reached any more"):
-        decode_sample(tmp_path, sample)
+    with pytest.raises(Unfit, match="cannot be reached"):
+        decode_sample(LocalStorage(tmp_path), sample)
 
 
 def test_flipped_bytes_give_frames_or_a_reason(tmp_path: Path, write_clip: Write, clip_dataset: Dataset) -> None:
@@ -404,7 +409,7 @@ def test_flipped_bytes_give_frames_or_a_reason(tmp_path: Path, write_clip: Write
         try:
             sample = sample_of(path, clip_dataset())
             sample = Sample("test", path.name, sample.info, FramePlan(9, 25.0, 0.0), sample.crop, ("a",), 1)
-            outcomes.add(len(decode_sample(tmp_path, sample)))
+            outcomes.add(len(decode_sample(LocalStorage(tmp_path), sample)))
         except Unfit as unfit:
             outcomes.add(0 if unfit.reason else -1)
     assert outcomes <= {0, 9}
@@ -418,7 +423,7 @@ def test_a_cut_picture(tmp_path: Path, clip_dataset: Dataset) -> None:
     path.write_bytes(content[: len(content) // 2])
     sample = sample_of(path, clip_dataset(dataset_type="image"))
     with pytest.raises(UnusableMedia, match="damaged: the picture cannot be decoded"):
-        decode_sample(tmp_path, sample)
+        decode_sample(LocalStorage(tmp_path), sample)
 
 
 def test_only_the_window_is_kept_in_memory(tmp_path: Path, write_clip: Write, clip_dataset: Dataset) -> None:
@@ -426,7 +431,7 @@ def test_only_the_window_is_kept_in_memory(tmp_path: Path, write_clip: Write, cl
     path = write_clip(tmp_path / "a.mp4", frames=250, width=256, height=192)
     sample = sample_of(path, clip_dataset(video={"num_frames": 9, "frame_sampling": "middle"}, resolution=192))
     tracemalloc.start()
-    frames = decode_sample(tmp_path, sample)
+    frames = decode_sample(LocalStorage(tmp_path), sample)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < frames.nbytes + 3 * frames[0].nbytes
@@ -436,4 +441,4 @@ def test_crop_plan_of_a_sample_is_obeyed(tmp_path: Path, write_clip: Write, clip
     path = write_clip(tmp_path / "a.mp4", frames=1, paint=lambda _: _quadrants(128, 96))
     sample = sample_of(path, clip_dataset(video={"num_frames": 1}))
     cut = Sample("test", path.name, sample.info, sample.frames, CropPlan(128, 96, 60, 70, 32, 32), ("a",), 1)
-    assert _corners(decode_sample(tmp_path, cut)[0]) == "wwww"
+    assert _corners(decode_sample(LocalStorage(tmp_path), cut)[0]) == "wwww"

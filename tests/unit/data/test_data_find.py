@@ -14,6 +14,7 @@ from simpletuner.config.dataset import ClipDataset
 from simpletuner.core.errors import UserError
 from simpletuner.data.find import FoundSamples, find_samples, list_media, summarize_reasons
 from simpletuner.data.sample import BucketKey, LeftOut
+from simpletuner.data.storage import LocalStorage, open_storage
 
 Write = Callable[..., Path]
 Dataset = Callable[..., ClipDataset]
@@ -26,7 +27,8 @@ class Raster:
 
 
 def find(*datasets: ClipDataset) -> FoundSamples:
-    return find_samples(datasets, Raster(), workers=2, emit=lambda event: None)
+    storages = {dataset.id: open_storage(dataset) for dataset in datasets}
+    return find_samples(datasets, storages, Raster(), workers=2, emit=lambda event: None)
 
 
 def reasons(found: FoundSamples) -> dict[str, str]:
@@ -63,8 +65,8 @@ def test_what_is_passed_over_is_counted(tmp_path: Path, write_clip: Write, clip_
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "x.mp4").write_bytes(b"x")
-    listing = list_media(tmp_path, clip_dataset(tmp_path))
-    assert listing.paths == ("a.mp4",)
+    listing = list_media(LocalStorage(tmp_path), clip_dataset(tmp_path))
+    assert [file.path for file in listing.files] == ["a.mp4"]
     assert listing.ignored == {
         "hidden files": 2, "unfinished downloads (.part)": 1, "unfinished downloads (.crdownload)": 1, "image files": 1,
     }  # fmt: skip

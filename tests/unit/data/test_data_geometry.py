@@ -33,7 +33,7 @@ def dataset(video: dict | None = None, **given_settings: object) -> ClipDataset:
 
 
 def clip(num_frames: int, rate: float = 25.0, width: int = 640, height: int = 480) -> MediaInfo:
-    return MediaInfo("video", width, height, rate, num_frames, num_frames / rate, 0, 1.0, "h264", 1, 1)
+    return MediaInfo("video", width, height, rate, num_frames, num_frames / rate, 0, 1.0, "h264", 1, "1")
 
 
 @pytest.mark.parametrize(
@@ -316,6 +316,6 @@ def test_resampled_counts(num_frames: int, rate: float, trained: float) -> None:
 
 
 def test_a_picture_is_a_clip_of_one_frame() -> None:
-    picture = MediaInfo("image", 64, 64, 0.0, 1, 0.0, 0, 1.0, "png", 1, 1)
+    picture = MediaInfo("image", 64, 64, 0.0, 1, 0.0, 0, 1.0, "png", 1, "1")
     plan = plan_frames(picture, dataset({"num_frames": 25}, dataset_type="image"), 8, "n")
     assert (plan.num_frames, plan.frame_rate, plan.start_seconds) == (1, 25.0, 0.0)

@@ -21,6 +21,7 @@ from simpletuner.data.decode import decode_sample
 from simpletuner.data.geometry import plan_crop, plan_frames
 from simpletuner.data.probe import probe
 from simpletuner.data.sample import Sample
+from simpletuner.data.storage import LocalStorage
 from simpletuner.data.world import COLOURS, GROUNDS, MOTIONS, SHAPES, Scene, draw_scene, render, write_world
 
 Write = Callable[..., Path]
@@ -28,7 +29,7 @@ Dataset = Callable[..., ClipDataset]
 
 
 def _sample(path: Path, dataset: ClipDataset, caption: str = "a caption") -> Sample:
-    info = probe(path)
+    info = probe(LocalStorage(path.parent), path.name)
     return Sample(dataset.id, path.name, info, plan_frames(info, dataset, 8, path.name),
                   plan_crop(info.width, info.height, dataset, 32, path.name), (caption,), 1)  # fmt: skip
 
@@ -37,7 +38,7 @@ def test_the_sheet_shows_first_middle_and_last_frame(tmp_path: Path, write_clip:
     shades = {0: 30, 12: 130, 24: 230}
     write_clip(tmp_path / "a.mp4", frames=25, paint=lambda n: np.full((96, 128, 3), shades.get(n, 0), np.uint8))
     sample = _sample(tmp_path / "a.mp4", clip_dataset(video={"num_frames": 25}), "long caption " * 40)
-    draw_contact_sheet([sample], {"test": tmp_path}, tmp_path / "sheet.png")
+    draw_contact_sheet([sample], {"test": LocalStorage(tmp_path)}, tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as image:
         sheet = np.asarray(image)
     top = MARGIN_PX + 2 * LINE_PX + FRAME_HEIGHT_PX // 2
@@ -58,7 +59,7 @@ def test_the_sheet_is_bounded_and_survives_bad_files(tmp_path: Path, write_clip:
 
 
 def _sheet_size(samples: list[Sample], folder: Path, limit: int) -> tuple[int, int]:
-    draw_contact_sheet(samples, {"test": folder}, folder / "sheet.png", limit=limit)
+    draw_contact_sheet(samples, {"test": LocalStorage(folder)}, folder / "sheet.png", limit=limit)
     with Image.open(folder / "sheet.png") as sheet:
         return sheet.size
 
@@ -76,9 +77,9 @@ def test_the_world_is_the_same_each_time(tmp_path: Path) -> None:
 
 def test_the_world_is_ordinary_data(tmp_path: Path, clip_dataset: Dataset) -> None:
     write_world(tmp_path, clips=1, width=96, height=64, num_frames=17, frame_rate=12.5, seed=0)
-    info = probe(tmp_path / "clip-000.mp4")
+    info = probe(LocalStorage(tmp_path), "clip-000.mp4")
     assert (info.width, info.height, info.num_frames, info.frame_rate) == (96, 64, 17, 12.5)
-    frames = decode_sample(tmp_path, _sample(tmp_path / "clip-000.mp4", clip_dataset(
+    frames = decode_sample(LocalStorage(tmp_path), _sample(tmp_path / "clip-000.mp4", clip_dataset(
         video={"num_frames": 17}, resolution=64)))  # fmt: skip
     drawn = np.stack([render(draw_scene(0, 0), k / 16, 96, 64) for k in range(17)])
     assert np.abs(frames.astype(int) - drawn).mean() < 3  # nothing but the codec's loss

@@ -14,16 +14,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simpletuner.data.probe import UnusableMedia, probe, probe_all
+from simpletuner.data.probe import probe, probe_all
+from simpletuner.data.sample import MediaInfo, Unfit
+from simpletuner.data.storage import LocalStorage
 from simpletuner.events.types import Event, StageAdvanced, StageFinished, StageStarted
 
 NTSC = Fraction(30000, 1001)
 Write = Callable[..., Path]
 
 
+def probe_file(path: Path) -> MediaInfo:
+    return probe(LocalStorage(path.parent), path.name)
+
+
 def refused(path: Path) -> str:
-    with pytest.raises(UnusableMedia) as caught:
-        probe(path)
+    with pytest.raises(Unfit) as caught:
+        probe_file(path)
     return caught.value.reason
 
 
@@ -37,7 +43,7 @@ def test_counts_and_rates(
     tmp_path: Path, write_clip: Write, ending: str, codec: str, pixel_format: str, rate: Fraction | int
 ) -> None:
     path = write_clip(tmp_path / f"a.{ending}", frames=19, rate=rate, codec=codec, pixel_format=pixel_format)
-    info = probe(path)
+    info = probe_file(path)
     assert (info.kind, info.width, info.height, info.num_frames) == ("video", 128, 96, 19)
     # A gif counts hundredths of a second, so other rates are rounded by the format itself.
     assert info.frame_rate == pytest.approx(float(rate), rel=0.02 if ending == "gif" else 1e-9)
@@ -46,19 +52,19 @@ def test_counts_and_rates(
 
 def test_fragmented_mp4_is_counted_by_packets(tmp_path: Path, write_clip: Write) -> None:
     path = write_clip(tmp_path / "a.mp4", frames=30, container_options={"movflags": "frag_keyframe+empty_moov"})
-    assert probe(path).num_frames == 30
+    assert probe_file(path).num_frames == 30
 
 
 def test_mean_rate_of_a_variable_clip(tmp_path: Path, write_clip: Write) -> None:
     stamps = [*range(0, 400, 40), *range(400, 1400, 100)]
-    info = probe(write_clip(tmp_path / "a.mkv", stamps_ms=stamps))
+    info = probe_file(write_clip(tmp_path / "a.mkv", stamps_ms=stamps))
     assert info.num_frames == 20
     assert info.frame_rate == pytest.approx(20 / info.duration_seconds)
     assert 1.3 < info.duration_seconds < 1.45
 
 
 def test_one_frame(tmp_path: Path, write_clip: Write) -> None:
-    info = probe(write_clip(tmp_path / "a.mp4", frames=1))
+    info = probe_file(write_clip(tmp_path / "a.mp4", frames=1))
     assert info.num_frames == 1
     assert info.frame_rate > 0
 
@@ -67,7 +73,7 @@ def test_one_frame(tmp_path: Path, write_clip: Write) -> None:
 def test_turned_clips_have_their_shown_size(
     tmp_path: Path, write_clip: Write, rotation: int, size: tuple[int, int]
 ) -> None:
-    info = probe(write_clip(tmp_path / "a.mp4", frames=3, rotation=rotation))
+    info = probe_file(write_clip(tmp_path / "a.mp4", frames=3, rotation=rotation))
     assert (info.width, info.height) == size
     assert info.rotation == rotation
 
@@ -76,7 +82,7 @@ def test_sample_aspect(tmp_path: Path, write_clip: Write) -> None:
     def anamorphic(stream: object) -> None:
         stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
 
-    info = probe(write_clip(tmp_path / "a.mp4", frames=3, prepare=anamorphic))
+    info = probe_file(write_clip(tmp_path / "a.mp4", frames=3, prepare=anamorphic))
     assert (info.width, info.height) == (171, 96)
     assert info.sample_aspect == pytest.approx(4 / 3)
 
@@ -86,18 +92,18 @@ def test_pictures_and_their_orientation(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 20)).save(path, exif=exif)
-    info = probe(path)
+    info = probe_file(path)
     assert (info.kind, info.width, info.height, info.num_frames, info.rotation) == ("image", 20, 40, 1, 270)
 
 
 def test_content_decides_not_the_ending(tmp_path: Path, write_clip: Write) -> None:
     picture = tmp_path / "really a picture.mp4"
     Image.new("RGB", (40, 20)).save(picture, format="PNG")
-    assert probe(picture).kind == "image"
+    assert probe_file(picture).kind == "image"
     clip = write_clip(tmp_path / "a.mp4", frames=3).rename(tmp_path / "really a clip.jpg")
-    assert probe(clip).kind == "video"
+    assert probe_file(clip).kind == "video"
     other = write_clip(tmp_path / "b.mkv", frames=3).rename(tmp_path / "really matroska.MP4")
-    assert probe(other).num_frames == 3
+    assert probe_file(other).num_frames == 3
 
 
 # Bad files
@@ -226,8 +232,8 @@ def test_flipped_bytes_never_crash(tmp_path: Path, write_clip: Write) -> None:
         damaged[dice.integers(0, len(damaged), 20)] ^= 255
         path.write_bytes(damaged.tobytes())
         try:
-            outcomes.add(probe(path).num_frames >= 1)
-        except UnusableMedia as unusable:
+            outcomes.add(probe_file(path).num_frames >= 1)
+        except Unfit as unusable:
             outcomes.add(bool(unusable.reason))
     assert outcomes == {True}
 
@@ -237,9 +243,11 @@ def test_all_at_once_with_progress(tmp_path: Path, write_clip: Write) -> None:
     bad = tmp_path / "bad.mp4"
     bad.touch()
     events: list[Event] = []
-    found = probe_all([good, bad], workers=4, emit=events.append)
-    assert found[good].num_frames == 5
-    assert isinstance(found[bad], UnusableMedia)
+    storage = LocalStorage(tmp_path)
+    found = probe_all([(storage, good.name), (storage, bad.name)], workers=4, emit=events.append)
+    assert isinstance(found[0], MediaInfo)
+    assert found[0].num_frames == 5
+    assert isinstance(found[1], Unfit)
     assert events[0] == StageStarted("probe", "Reading headers", 2, "files")
     assert [event.done for event in events if isinstance(event, StageAdvanced)] == [1, 2]
     assert isinstance(events[-1], StageFinished)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from simpletuner.models.family import Grid
+from simpletuner.config.catalogs.families import Grid
 from simpletuner.models.ltxvideo.family import FAMILY
 
 CPU = torch.device("cpu")

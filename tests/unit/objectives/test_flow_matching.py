@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from simpletuner.config.sections.flow import FlowSection
 from simpletuner.core.errors import UserError
-from simpletuner.data.sample import Batch, BucketKey
+from simpletuner.data.batch import Batch
+from simpletuner.data.sample import BucketKey
 from simpletuner.objectives.flow_matching import NOISE_STREAM, FlowMatching
 from simpletuner.objectives.terms import band_means
 from simpletuner.runtime.random import draw_normal

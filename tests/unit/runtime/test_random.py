@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from simpletuner.runtime.random import draw_normal, draw_uniform, stream_seed
+from simpletuner.runtime.random import draw_normal, draw_uniform
+from simpletuner.runtime.seeds import stream_seed
 
 
 def test_the_seed_of_a_draw_is_pinned_across_machines_and_releases() -> None:

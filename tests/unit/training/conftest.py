@@ -76,7 +76,7 @@ class SmallRun:
 
 
 def write_samples(count: int) -> list[Sample]:
-    info = MediaInfo("video", 64, 64, 25.0, 9, 0.4, 0, 1.0, "h264", 1, 1)
+    info = MediaInfo("video", 64, 64, 25.0, 9, 0.4, 0, 1.0, "h264", 1, "1")
     return [
         Sample("d", f"{number}.mp4", info, FramePlan(9, 25.0, 0.0), CropPlan(64, 64, 0, 0, 64, 64), (f"c{number}",), 1)
         for number in range(count)

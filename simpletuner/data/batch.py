@@ -1,0 +1,52 @@
+"""What one forward pass receives: tensors of clips of one bucket, and which draws they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from simpletuner.data.sample import BucketKey
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward pass receives; every clip has the shape of `bucket`.
+
+    Attributes:
+        latents: [B, C, F, H, W] float32 or bfloat16, normalised latents.
+        prompt_embeds: [B, L, D] text features.
+        prompt_mask: [B, L] bool, True = real token.
+        frame_rates: [B] float32, frames per second of each clip.
+        bucket: Pixel shape of the clips.
+        sample_numbers: Running number of each draw since the start of the run; keys all randomness.
+        sample_names: Name of each sample, for messages.
+        captions: Text of each sample as trained (empty when dropped).
+        share: Part of the optimizer step's samples that this batch holds, in (0, 1]; the shares of
+            one step sum to 1, so accumulation over unequal batches is weighted per sample.
+        ends_step: Whether the optimizer steps after this batch.
+        epoch: Epoch the batch belongs to, from 1.
+    """
+
+    latents: Tensor
+    prompt_embeds: Tensor
+    prompt_mask: Tensor
+    frame_rates: Tensor
+    bucket: BucketKey
+    sample_numbers: tuple[int, ...]
+    sample_names: tuple[str, ...]
+    captions: tuple[str, ...]
+    share: float
+    ends_step: bool
+    epoch: int
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
+        """The same batch on `device`: text in `dtype`, latents untouched in kind (float32 maths)."""
+        return replace(
+            self,
+            latents=self.latents.to(device, non_blocking=True),
+            prompt_embeds=self.prompt_embeds.to(device, dtype, non_blocking=True),
+            prompt_mask=self.prompt_mask.to(device, non_blocking=True),
+            frame_rates=self.frame_rates.to(device, non_blocking=True),
+        )
