@@ -137,6 +137,7 @@ def begin_ours(checkpoint: Path) -> Loop:
     """The trainer's own loop over the trainer's own parts; returns "do n steps"."""
     from simpletuner.config.sections.flow import FlowSection
     from simpletuner.config.sections.model import ModelSection
+    from simpletuner.data.batch_rules import BatchRules
     from simpletuner.data.batches import BatchStream
     from simpletuner.models.ltxvideo.family import FAMILY
     from simpletuner.objectives.flow_matching import FlowMatching
@@ -152,8 +153,7 @@ def begin_ours(checkpoint: Path) -> Loop:
         plan_samples(),
         lambda sample: latents[int(sample.path.removesuffix(".mp4"))],
         lambda caption: (text[int(caption or 0)], mask),
-        batch_size=BATCH_SIZE,
-        accumulation=1,
+        BatchRules(BATCH_SIZE),
         seed=0,
         caption_dropout=0.1,
     )
@@ -177,6 +177,7 @@ def choose_settings() -> Any:
     from simpletuner.config.sections.schedule import ScheduleSection
 
     return SimpleNamespace(
+        model=ModelSection(),
         adapter=AdapterSection(lora_rank=LORA_RANK),
         precision=PrecisionSection(mixed_precision="bf16"),
         memory=MemorySection(gradient_checkpointing=False),

@@ -177,7 +177,7 @@ def pinned_torch() -> str:
 
 def project_name(build: str, dev: bool) -> str:
     """The project as an installer's argument, with its extras."""
-    return f".[{build},dev]" if dev else f".[{build}]"
+    return f".[{build},dev]" if dev else f".[{build},quickstart]"
 
 
 def install_command(python: Path, uv: str, source: TorchSource, project: str) -> list[str]:

@@ -16,8 +16,8 @@ from simpletuner.data.sample import Sample
 
 # Raise the number when the code that makes the tensors (decoding, geometry, pixel range, text
 # preparation) gives other values for the same facts; every entry is then made again.
-LATENT_RECIPE = 1
-PROMPT_RECIPE = 1
+LATENT_RECIPE = 2
+PROMPT_RECIPE = 2
 
 
 def canonical_json(value: Any) -> str:
@@ -35,18 +35,20 @@ def fingerprint(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(facts).encode("ascii")).hexdigest()
 
 
-def encoder_identity(weights: str, *, dtype: str, tiling: bool = False) -> str:
+def encoder_identity(weights: str, *, dtype: str, tiling: bool = False, precision: str = "no_change") -> str:
     """Identity of an encoder as it is run, to be given to `cache_latents` or `cache_prompts`.
 
     Args:
         weights: `Source.identity("autoencoder")` or `Source.identity("text")`.
         dtype: Number format of the weights while encoding, such as "bfloat16"; it rounds the result.
+        precision: How its weights are stored; fewer bits give other features.
         tiling: Whether clips are encoded in tiles, which changes values near the seams.
     """
-    return fingerprint({"weights": weights, "dtype": dtype, "tiling": tiling})
+    stored = {} if precision == "no_change" else {"precision": precision}
+    return fingerprint({"weights": weights, "dtype": dtype, "tiling": tiling, **stored})
 
 
-def latent_facts(sample: Sample, identity: str) -> dict[str, Any]:
+def latent_facts(sample: Sample, identity: str, stored_dtype: str = "bfloat16") -> dict[str, Any]:
     """Everything that shapes the latents of `sample`.
 
     The file is known by its path, size and time stamp: hashing the content of every clip at every
@@ -55,6 +57,7 @@ def latent_facts(sample: Sample, identity: str) -> dict[str, Any]:
     Args:
         sample: What is encoded.
         identity: Autoencoder as it is run, see `encoder_identity`.
+        stored_dtype: Number format in which the latents are kept.
     """
     frames, crop, info = sample.frames, sample.crop, sample.info
     return {
@@ -64,8 +67,10 @@ def latent_facts(sample: Sample, identity: str) -> dict[str, Any]:
         "pixel_range": [-1, 1],
         "posterior": "mean",
         "normalised": True,
+        "stored_dtype": stored_dtype,
         "source": {
-            "name": sample.name,
+            # Not the sample's own name: it counts the excerpts of a file, and an excerpt may change its number.
+            "name": f"{sample.dataset}/{sample.path}",
             "size_bytes": info.size_bytes,
             "version": info.version,
             "frame_rate": info.frame_rate,
@@ -100,5 +105,6 @@ def prompt_facts(text: str, identity: str, token_length: int) -> dict[str, Any]:
         "encoder": identity,
         "token_length": token_length,
         "masking": "encoder sees padding, transformer masks it",
+        "stored": "real tokens only",
         "text": text,
     }

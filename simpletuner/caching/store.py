@@ -1,57 +1,80 @@
-"""Cache entries on the disk: one safetensors file per entry, verified before it is believed.
+"""Where cache entries lie on the disk: one file each, or records of shards, compressed or not, all read side by side.
 
-An entry carries its full key, the shape of its tensors and a checksum in its own header, so that a
-truncated, damaged, exchanged or foreign file is recognised and made again instead of trained. This
-module knows nothing of clips, captions or models; `latents.py` and `prompts.py` do.
+`EntryReader` finds and verifies, `EntryWriter` adds, `check_entries` compares what is there with what is wanted. The
+bytes of an entry are the business of `entry.py`, shards that of `shards.py`; this module knows nothing of clips,
+captions or models.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import contextlib
+import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from simpletuner.caching.fingerprint import canonical_json, fingerprint
+from simpletuner.caching.entry import (
+    DamagedEntryError,
+    compress,
+    expand,
+    expanded_size,
+    expanding,
+    kind_of,
+    pack_entry,
+    peek_entry,
+    unpack_entry,
+)
+from simpletuner.caching.fingerprint import fingerprint
+from simpletuner.caching.shards import Record, ShardReader, ShardWriter
 from simpletuner.core.errors import UserError
-from simpletuner.core.files import sweep, write_atomic
+from simpletuner.core.files import retire, sweep, write_atomic
 
-FORMAT = "simpletuner-cache-1"
 SUFFIX = ".safetensors"
-_MAX_STEM_BYTES = 180  # file systems allow 255 bytes per name; the fingerprint and suffix need 29
-_MAX_HEADER_BYTES = 1 << 20
-_LITTER_AGE_SECONDS = 3600.0  # younger staging files may belong to a live run that shares the cache
+PACKED_SUFFIX = ".safetensors.zst"
+_MAX_STEM_BYTES = 180  # file systems allow 255 bytes per name; the fingerprint and suffix need 33
+_PIECE = 64  # entries that a thread looks at before it asks for more
+# Younger staging files may belong to another process at work: a builder, or one that keeps its own files here.
+_LITTER_AGE_SECONDS, _LITTER_AGE_ALONE_SECONDS = 3600.0, 10.0
+
+
+@dataclass(frozen=True)
+class Storing:
+    """How new entries are kept; entries of every kind are read, whatever is chosen here.
+
+    Attributes:
+        form: One file per entry, or records of shards.
+        compress: Whether zstd packs them.
+    """
+
+    form: Literal["files", "shards"] = "files"
+    compress: bool = False
 
 
 @dataclass(frozen=True)
 class Key:
-    """Where an entry lies and what it must contain.
+    """Where an entry belongs and what it must be.
 
     Attributes:
-        path: File of the entry.
-        facts: Everything that shapes its tensors; see `fingerprint.py`.
-        digest: Fingerprint of `facts`, 64 hexadecimal digits.
+        folder: Cache folder.
+        name: Its file below the folder, without suffix, if it is kept as a file.
+        digest: Fingerprint of everything that shapes its tensors, 64 hexadecimal digits; see `fingerprint.py`.
     """
 
-    path: Path
-    facts: Mapping[str, Any] = field(compare=False)
+    folder: Path
+    name: str
     digest: str
 
     @classmethod
     def of(cls, folder: Path, name: str, facts: Mapping[str, Any]) -> Key:
         """Key of the entry for the source `name` (a path with forward slashes) below `folder`.
 
-        The file is `<folder>/<sub-folders of name>/<stem>-<16 digits of the fingerprint>.safetensors`,
-        so `clip.mp4` and `clip.mov` never share one.
+        A file is called `<folder>/<sub-folders of name>/<stem>-<16 digits of the fingerprint>.safetensors`, so
+        `clip.mp4` and `clip.mov` never share one.
 
         Raises:
             ValueError: If `name` leaves the folder.
@@ -64,88 +87,141 @@ class Key:
         # still tells such names apart.
         folders = [part.encode("utf-8", "replace").decode("utf-8") for part in source.parts[:-1]]
         stem = source.stem.encode("utf-8", "replace")[:_MAX_STEM_BYTES].decode("utf-8", "ignore")
-        return cls(folder.joinpath(*folders, f"{stem}-{whole[:16]}{SUFFIX}"), facts, whole)
+        return cls(folder, "/".join([*folders, f"{stem}-{whole[:16]}"]), whole)
+
+    @property
+    def path(self) -> Path:
+        """Its file when it is kept as one, not compressed."""
+        return self.folder / f"{self.name}{SUFFIX}"
+
+    @property
+    def packed_path(self) -> Path:
+        """Its file when it is kept as one, compressed."""
+        return self.folder / f"{self.name}{PACKED_SUFFIX}"
 
 
-class DamagedEntryError(Exception):
-    """A file that must not be used as the entry it claims to be; the text says why."""
+class EntryReader:
+    """Reads entries of some cache folders, in whatever form they are kept; may be used by several threads."""
+
+    def __init__(self, folders: Iterable[Path]) -> None:
+        self._shards = {folder: ShardReader(folder) for folder in folders}
+
+    def refresh(self, folder: Path) -> None:
+        """Notice what other processes have added to shards since."""
+        self._shards[folder].refresh()
+
+    def peek(self, key: Key) -> dict[str, Any]:
+        """Notes of the entry; only its header is read.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            DamagedEntryError: If what is there is not what `key` asks for.
+        """
+        if record := self._record(key):
+            shards = self._shards[key.folder]
+            if not record.plain_bytes:
+                return peek_entry(shards.open(record), record.stored_bytes, key.digest)
+            return peek_entry(expanding(shards.open(record)), record.plain_bytes, key.digest)
+        with _opened(key) as (handle, packed):
+            return _peek(handle, os.fstat(handle.fileno()).st_size, key, packed=packed)
+
+    def read(self, key: Key, *, verify: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and notes of the entry.
+
+        Args:
+            key: Where and what.
+            verify: Whether to compute the checksum too; without it only the key and the shapes are compared.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            DamagedEntryError: If what is there is not what `key` asks for.
+        """
+        if record := self._record(key):
+            payload = self._shards[key.folder].read(record)
+            blob = expand(payload) if record.plain_bytes else payload
+        else:
+            with _opened(key) as (handle, packed):
+                # The header is looked at first, so that a huge foreign file is refused before memory is taken.
+                _peek(handle, os.fstat(handle.fileno()).st_size, key, packed=packed)
+                handle.seek(0)
+                blob = expand(handle.read()) if packed else handle.read()
+        return unpack_entry(blob, key.digest, verify=verify)
+
+    def discard(self, key: Key) -> None:
+        """Take a damaged entry out of the way, so that it is made again and never found again."""
+        if record := self._record(key):
+            self._shards[key.folder].give_up(record)
+        for path in (key.path, key.packed_path):
+            with contextlib.suppress(FileNotFoundError):
+                retire(path)
+
+    def stored_bytes(self, key: Key) -> int:
+        """Bytes that the entry takes on the disk; 0 if there is none."""
+        if record := self._record(key):
+            return record.end - record.offset
+        return sum(path.stat().st_size for path in (key.path, key.packed_path) if path.is_file())
+
+    def unwanted(self, keys: Collection[Key], kind: str) -> Iterator[tuple[Path | Record, int]]:
+        """(place, bytes) of every entry of `kind` in the folders that is none of `keys`, second copies included."""
+        paths = {path for key in keys for path in (key.path, key.packed_path)}
+        digests = {(key.folder, key.digest) for key in keys}
+        for folder, shards in self._shards.items():
+            for record in shards.all_records():
+                wanted = (folder, record.digest) in digests and shards.find(record.digest) == record
+                if record.kind == kind and not wanted:
+                    yield record, record.end - record.offset
+            for path in entry_files(folder):
+                if path not in paths and kind_of(path) == kind:
+                    paths.add(path)  # folders may lie within each other
+                    yield path, path.stat().st_size
+
+    def _record(self, key: Key) -> Record | None:
+        return self._shards[key.folder].find(key.digest)
 
 
-def write_entry(key: Key, tensors: Mapping[str, Tensor], notes: Mapping[str, Any] | None = None) -> None:
-    """Write an entry, complete or not at all.
+class EntryWriter:
+    """Adds entries in the chosen form; may be used by several threads. Close it, so that shards are made final."""
 
-    Args:
-        key: Where and what.
-        tensors: CPU tensors by name.
-        notes: JSON facts kept beside the tensors that do not shape them, such as words cut off.
+    def __init__(self, builder: str, storing: Storing) -> None:
+        """
+        Args:
+            builder: Id of this process, see `claims.py`.
+            storing: How entries are kept.
+        """
+        self._builder = builder
+        self._storing = storing
+        self._shards: dict[Path, ShardWriter] = {}
 
-    Raises:
-        UserError: If the disk is full or the folder cannot be written (exit code 6).
-    """
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    label = {
-        "format": FORMAT,
-        "fingerprint": key.digest,
-        "facts": dict(key.facts),
-        "notes": dict(notes or {}),
-        "shapes": {name: list(tensor.shape) for name, tensor in plain.items()},
-    }
-    label["checksum"] = _checksum(plain, label)
-    # One metadata key only: safetensors writes several in an order that differs between processes,
-    # and two caches of the same clips must be equal byte for byte.
-    write_atomic(key.path, save(plain, metadata={"entry": canonical_json(label)}))
+    def write(
+        self, key: Key, facts: Mapping[str, Any], tensors: Mapping[str, Tensor], notes: Mapping[str, Any] | None = None
+    ) -> None:
+        """Keep an entry, complete or not at all.
 
+        Args:
+            key: Where and what; made of `facts`.
+            facts: Everything that shapes the tensors; `kind` among them.
+            tensors: By name, in the number format in which they are kept.
+            notes: JSON facts kept beside the tensors that do not shape them, such as words cut off.
 
-def read_entry(key: Key, *, verify: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and notes of an entry, memory-mapped.
+        Raises:
+            UserError: If the disk is full or the folder cannot be written (exit code 6).
+        """
+        blob = pack_entry(facts, tensors, notes)
+        packed = compress(blob) if self._storing.compress else blob
+        if self._storing.form == "files":
+            write_atomic(key.packed_path if self._storing.compress else key.path, packed)
+            return
+        plain_bytes = len(blob) if self._storing.compress else 0
+        self._shards_of(key.folder).append(str(facts["kind"]), key.digest, packed, plain_bytes)
 
-    Args:
-        key: Where and what.
-        verify: Whether to compute the checksum too (a millisecond per 2 MB); without it only the
-            key and the shapes are compared.
+    def close(self) -> None:
+        """Make open shards final."""
+        for writer in self._shards.values():
+            writer.close()
 
-    Raises:
-        FileNotFoundError: If there is no such file.
-        DamagedEntryError: If the file is not what `key` asks for.
-    """
-    try:
-        with safe_open(os.fspath(key.path), framework="pt") as handle:
-            label = _parse_label((handle.metadata() or {}).get("entry", ""))
-            _check_label(label, key, verify=verify)
-            shapes = {name: handle.get_slice(name).get_shape() for name in handle.keys()}  # noqa: SIM118
-            if shapes != label.get("shapes"):
-                raise DamagedEntryError("its tensors do not have the noted shapes")
-            tensors = {name: handle.get_tensor(name) for name in shapes}
-    except (SafetensorError, IsADirectoryError, ValueError, TypeError) as error:
-        raise DamagedEntryError(f"not a readable safetensors file ({error})") from error
-    if verify and label.get("checksum") != _checksum(tensors, label):
-        raise DamagedEntryError("its checksum does not match its content")
-    return tensors, label["notes"]
-
-
-def _parse_label(text: str) -> dict[str, Any]:
-    try:
-        label = json.loads(text)
-    except ValueError:
-        raise DamagedEntryError("it carries no entry label") from None
-    if not isinstance(label, dict) or label.get("format") != FORMAT or not isinstance(label.get("notes"), dict):
-        raise DamagedEntryError(f"it is not an entry of the format {FORMAT}")
-    return label
-
-
-def _check_label(label: Mapping[str, Any], key: Key, *, verify: bool) -> None:
-    if label.get("fingerprint") != key.digest:
-        raise DamagedEntryError("it belongs to another source or to other settings")
-    if verify and fingerprint(label.get("facts") or {}) != key.digest:
-        raise DamagedEntryError("its noted facts do not match its fingerprint")
-
-
-def _checksum(tensors: Mapping[str, Tensor], label: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(canonical_json({k: v for k, v in label.items() if k != "checksum"}).encode("ascii"))
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    def _shards_of(self, folder: Path) -> ShardWriter:
+        # One dict operation, so that two threads never get different writers.
+        return self._shards.setdefault(folder, ShardWriter(folder, self._builder))
 
 
 @dataclass(frozen=True)
@@ -153,101 +229,137 @@ class Status:
     """What a cache holds, compared with what is wanted.
 
     Attributes:
-        usable: Wanted entries that are present and verified, with their notes.
+        usable: Wanted entries that are present and pass, with their notes.
         missing: Wanted entries that must be made, damaged ones included, in the order asked for.
-        damaged: Present files that are not what their name says, with the reason.
+        damaged: Wanted entries that are present but not what they should be, with the reason.
         stale: Number of entries of the same kind that nothing wants any more.
         stale_bytes: Their size.
     """
 
     usable: Mapping[Key, Mapping[str, Any]]
     missing: tuple[Key, ...]
-    damaged: tuple[tuple[Path, str], ...]
+    damaged: tuple[tuple[Key, str], ...]
     stale: int
     stale_bytes: int
+
+    @property
+    def suspects(self) -> frozenset[Key]:
+        """The damaged entries."""
+        return frozenset(key for key, _ in self.damaged)
 
     @property
     def sentences(self) -> tuple[str, ...]:
         """What the user should know: damaged entries with reasons, and entries nothing wants."""
         told = []
         if self.damaged:
-            shown = "; ".join(f"{path.name}: {reason}" for path, reason in self.damaged[:3])
+            shown = "; ".join(f"{key.path.name}: {reason}" for key, reason in self.damaged[:3])
             more = f"; and {len(self.damaged) - 3} more" if len(self.damaged) > 3 else ""
             told.append(f"{len(self.damaged)} cache entries cannot be used and are made again: {shown}{more}.")
         if self.stale:
             told.append(
                 f"{self.stale} cache entries ({self.stale_bytes / 1e6:.1f} MB) belong to other settings or to clips "
-                "that are gone; they are not used and not deleted."
+                "that are gone; they are not used and not deleted (`simpletuner cache prune` removes them)."
             )
         return tuple(told)
 
 
-def check_entries(keys: Sequence[Key], folders: Iterable[Path], kind: str, *, workers: int) -> Status:
-    """Verify every wanted entry and count the unwanted ones; nothing is changed or deleted.
+def check_entries(
+    reader: EntryReader, keys: Sequence[Key], kind: str, *, verify: Collection[Key] | bool = False, workers: int
+) -> Status:
+    """Look at every wanted entry and count the unwanted ones; nothing is changed or deleted.
 
     Args:
+        reader: Over all folders of the keys.
         keys: The wanted entries.
-        folders: Cache folders to look through for unwanted entries.
         kind: The `kind` fact of the entries ("latents", "prompt"), so that a text cache inside a
             latent cache is not mistaken for stale latents.
+        verify: Entries whose checksum is computed too, or True for all; of the others only the header is read,
+            which shows a foreign, exchanged or shortened entry but no flipped bit.
         workers: Threads; reading and hashing release the interpreter lock.
     """
+    usable, damaged = judge_entries(reader, keys, verify=verify, workers=workers)
+    stale = [size for _, size in reader.unwanted(keys, kind)]
+    missing = tuple(key for key in keys if key not in usable)
+    return Status(usable, missing, damaged, len(stale), sum(stale))
+
+
+def judge_entries(
+    reader: EntryReader, keys: Sequence[Key], *, verify: Collection[Key] | bool, workers: int
+) -> tuple[dict[Key, Mapping[str, Any]], tuple[tuple[Key, str], ...]]:
+    """The usable ones of the wanted entries with their notes, and the damaged ones with reasons; the rest is absent.
+
+    See `check_entries` for the arguments.
+    """
     usable: dict[Key, Mapping[str, Any]] = {}
-    damaged: list[tuple[Path, str]] = []
+    damaged: list[tuple[Key, str]] = []
+
+    def judge(key: Key) -> Mapping[str, Any] | str | None:
+        whole = verify if isinstance(verify, bool) else key in verify
+        try:
+            return reader.read(key, verify=True)[1] if whole else reader.peek(key)
+        except FileNotFoundError:
+            return None
+        except (DamagedEntryError, OSError) as error:
+            return str(error)
+
+    # Handing over one entry costs as much as looking at it.
+    pieces = [keys[start : start + _PIECE] for start in range(0, len(keys), _PIECE)]
     with ThreadPoolExecutor(workers) as pool:
-        for key, verdict in zip(keys, pool.map(_judge, keys), strict=True):
+        verdicts = itertools.chain.from_iterable(pool.map(lambda piece: [judge(key) for key in piece], pieces))
+        for key, verdict in zip(keys, verdicts, strict=True):
             if isinstance(verdict, str):
-                damaged.append((key.path, verdict))
+                damaged.append((key, verdict))
             elif verdict is not None:
                 usable[key] = verdict
-    wanted = {key.path for key in keys}
-    stale = [size for path, size in _entries_below(folders) if path not in wanted and _kind_of(path) == kind]
-    missing = tuple(key for key in keys if key not in usable)
-    return Status(usable, missing, tuple(damaged), len(stale), sum(stale))
+    return usable, tuple(damaged)
 
 
-def _judge(key: Key) -> Mapping[str, Any] | str | None:
-    """Notes of a usable entry, the reason why a present one is not usable, None if it is absent."""
-    try:
-        return read_entry(key, verify=True)[1]
-    except FileNotFoundError:
-        return None
-    except (DamagedEntryError, OSError) as error:
-        return str(error)
+def entry_files(folder: Path) -> Iterator[Path]:
+    """Files below a cache folder that are named like entries; hidden folders (trash, marks of builders) are not
+    looked into."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if name.endswith((SUFFIX, PACKED_SUFFIX)) and not name.startswith("."):
+                yield Path(parent) / name
 
 
-def _entries_below(folders: Iterable[Path]) -> Iterator[tuple[Path, int]]:
-    seen: set[Path] = set()
-    for folder in folders:
-        for path in folder.rglob(f"*{SUFFIX}"):
-            if path not in seen and path.is_file():
-                seen.add(path)
-                yield path, path.stat().st_size
+def sweep_litter(folder: Path, *, alone: bool) -> int:
+    """Remove what killed runs left half-written; returns how many pieces.
 
-
-def _kind_of(path: Path) -> str | None:
-    """The kind an entry states in its header; None for a file that is not an entry."""
-    try:
-        with path.open("rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            if length > _MAX_HEADER_BYTES:
-                return None
-            header = json.loads(handle.read(length))
-        return str(json.loads(header["__metadata__"]["entry"])["facts"]["kind"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def sweep_litter(folders: Iterable[Path]) -> int:
-    """Remove what killed runs left half-written; a live run's young files stay. Returns how many."""
-    return sum(sweep(folder, min_age_seconds=_LITTER_AGE_SECONDS) for folder in folders if folder.is_dir())
+    Args:
+        folder: A cache folder.
+        alone: Whether no other builder is at work there; otherwise young pieces stay, they may be its own.
+    """
+    return sweep(folder, min_age_seconds=_LITTER_AGE_ALONE_SECONDS if alone else _LITTER_AGE_SECONDS)
 
 
 def lost_entry(key: Key, error: Exception) -> UserError:
-    """The error to raise when an entry that was verified at the start is gone or damaged now."""
+    """The error to raise when an entry that was there at the start is gone or damaged now."""
     reason = "it is gone" if isinstance(error, FileNotFoundError) else str(error)
     return UserError(
         f"cache entry '{key.path}' cannot be read: {reason}",
-        "It was complete when the run started, so something outside changed it",
+        "It was there when the run started, so something outside changed it",
         "Start the same command again: the entry is made anew and training resumes from the last checkpoint",
     )
+
+
+@contextlib.contextmanager
+def _opened(key: Key) -> Iterator[tuple[Any, bool]]:
+    """The file of an entry, and whether it is compressed."""
+    try:
+        handle, packed = key.path.open("rb"), False
+    except FileNotFoundError:
+        handle, packed = key.packed_path.open("rb"), True
+    except IsADirectoryError:
+        raise DamagedEntryError("it is a folder") from None
+    with handle:
+        yield handle, packed
+
+
+def _peek(handle: Any, size_bytes: int, key: Key, *, packed: bool) -> dict[str, Any]:
+    if not packed:
+        return peek_entry(handle, size_bytes, key.digest)
+    plain_bytes = expanded_size(handle.read(32))
+    handle.seek(0)
+    return peek_entry(expanding(handle), plain_bytes, key.digest)

@@ -23,7 +23,8 @@ def run(words: list[str]) -> int:
     copy.add_argument("--dest", type=Path, help="folder to make (default: config/NAME)")
     arguments = parser.parse_args(words)
     if arguments.action == "list":
-        lines = [f"{name:<14} {_first_line(name)}" for name in preset_names()]
+        width = max(len(name) for name in preset_names())
+        lines = [f"{name:<{width}}  {_first_line(name)}" for name in preset_names()]
     elif arguments.action == "show":
         lines = _show(arguments.name)
     else:

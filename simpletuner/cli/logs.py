@@ -11,6 +11,8 @@ import warnings
 CHATTER = (
     ("torchao", "Failed to load"),
     ("torchao", "Skipping import of cpp extensions"),
+    ("torchao", "Detected no triton"),
+    ("torch.utils._pytree", "is an Enum subclass"),
     ("bitsandbytes", "kernels"),
     ("diffusers.quantizers.torchao.torchao_quantizer", "Unable to import `torchao` Tensor objects"),
     ("diffusers.models.modeling_utils", "kept in float32"),
@@ -21,12 +23,14 @@ CHATTER = (
 
 
 class _Silence(logging.Filter):
-    def __init__(self, part: str) -> None:
-        super().__init__()
+    """Drops what logger `name`, or one below it, says with `part` in it."""
+
+    def __init__(self, name: str, part: str) -> None:
+        super().__init__(name)
         self._part = part
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return self._part not in record.getMessage()
+        return not (super().filter(record) and self._part in record.getMessage())
 
 
 def set_up_logging(level: str) -> str:
@@ -35,7 +39,9 @@ def set_up_logging(level: str) -> str:
     usable = known if isinstance(known, int) else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=usable, format="%(levelname)s %(name)s: %(message)s")
     for name, part in CHATTER:
-        logging.getLogger(name).addFilter(_Silence(part))
+        # A logger's filter does not see what loggers below it say, our handler's does; torch has a handler of its own.
+        for place in (logging.getLogger(name), *logging.getLogger().handlers):
+            place.addFilter(_Silence(name, part))
     if usable > logging.DEBUG:
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"(diffusers|transformers|torch|peft)(\.|$)")
         warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -27,18 +27,20 @@ class Command:
 
 COMMANDS: Mapping[str, Command] = {
     "demo": Command("demo", "see the whole path at work: small model, made-up clips, LoRA, videos, report"),
+    "configure": Command("configure", "write a configuration, question by question, from a folder of clips"),
     "train": Command("train", "train what config/config.json says; key=value overrides it"),
     "check": Command("check", "tell every problem of a configuration, without loading anything"),
+    "plan": Command("plan", "tell what a run would do and cost: options, data, disk, memory, time"),
+    "data": Command("data", "see what the trainer sees (inspect), or everything worth mending in the data (lint)"),
+    "cache": Command("cache", "build, count, verify or prune the encoded clips and captions"),
+    "export": Command("export", "write an adapter in another program's layout, or merge it into a base model"),
     "options": Command("options", "list all options, or explain one"),
     "examples": Command("examples", "list, show or copy example configurations"),
+    "completion": Command("completion", "print what makes a shell complete commands and options"),
     "miniature": Command("miniature", "write a small random LTX-Video checkpoint to try things with"),
 }
 
 PLANNED: Mapping[str, tuple[str, str]] = {
-    "configure": (
-        "the step-by-step configuration",
-        "Copy an example (`simpletuner examples copy quickstart`), edit it, and run `simpletuner check`",
-    ),
     "server": (
         "the web interface",
         "Use `simpletuner train`; the run folder holds a report that opens in a browser",

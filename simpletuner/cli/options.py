@@ -42,13 +42,18 @@ def _explain(name: str) -> list[str]:
         known = [*option_table(), *alias_table(), *(key for table in dataset_tables().values() for key in table)]
         fix = did_you_mean(canonical_name(name), known) or "`simpletuner options` lists all"
         raise UserError(f"there is no option '{name}'", fix=fix)
-    return list(describe_option(spec, _setting(spec)))
+    from simpletuner.recipes.check import ABOUT
+
+    return list(describe_option(spec, _setting(spec), ABOUT.get(spec.name, ())))
 
 
 def _setting(spec: OptionSpec) -> str:
-    """What the configuration at hand says, if there is one that can be read."""
-    config = examine([], process_environment(), Path.cwd()).config
-    if config is None or spec.name not in option_table():
+    """What the configuration at hand says, if there is one that can be read; refused values are told too."""
+    examination = examine([], process_environment(), Path.cwd())
+    config, draft = examination.trial, examination.draft
+    if config is None or draft is None or option_table().get(spec.name) != spec:
         return ""
-    value = config.section(spec.section).model_dump(mode="json")[spec.name]
-    return f"{'***' if spec.facts.secret and value else show(value)} ({config.origins[spec.name]})"
+    value = draft.values[spec.name]
+    refused = ", refused" if value != config.section(spec.section).model_dump()[spec.name] else ""
+    origin = config.origins[spec.name]
+    return f"{'***' if spec.facts.secret and value else show(value)} ({origin}{refused})"

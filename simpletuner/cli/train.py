@@ -13,10 +13,11 @@ from simpletuner.config.sources import log_level, process_environment
 from simpletuner.config.surfaces.terminal import list_options
 
 USAGE = """\
-usage: simpletuner train [--config FILE | --env NAME | --example NAME] [key=value | --key value | --flag …]
+usage: simpletuner train [--config FILE | --env NAME | --example NAME] [--dry-run] [key=value | --key value | --flag …]
 
 Trains what config/config.json says. The selectors take another configuration: a file, the folder config/NAME/
 (also ENV=NAME in the environment), or an example that came with the program. Overrides win over the file.
+With --dry-run nothing is trained: it tells what `simpletuner plan` tells, and takes its flags.
 
 Options that work today (`simpletuner options --all` lists every one, `simpletuner options NAME` explains it):
 """
@@ -27,6 +28,10 @@ def run(words: list[str]) -> int:
     if "-h" in words or "--help" in words:
         sys.stdout.write(USAGE + "\n".join(list_options(everything=False)) + "\n")
         return 0
+    if "--dry-run" in words:
+        from simpletuner.cli import plan
+
+        return plan.run([word for word in words if word != "--dry-run"])
     environment = process_environment()
     complaint = set_up_logging(log_level(environment))
     if complaint:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import PositiveFloat
+from pydantic import PositiveFloat, PrivateAttr
 
+from simpletuner.config.caption_filters import CaptionFilter
 from simpletuner.config.dataset_captions import CaptionKeys, CaptionShuffle
 from simpletuner.config.dataset_places import HubColumns, ParquetColumns, PlaceKeys, PlaceType
 from simpletuner.config.option import Section, option
 
-ON_DEMAND = "encoding on demand"
 SPAN = "data sets that join or leave during a run"
 NOTHING_DELETED = "nothing is ever deleted: files that cannot be used are left out and reported"
 
@@ -37,8 +37,9 @@ class VideoRules(Section):
         guide=True,
     )
     max_frames: int | None = option(
-        None, "Clips with more frames are left out.", "帧数更多的视频不参与训练。", ge=1, unit="frames", guide=True
-    )
+        None, "Clips with more frames are left out; absent trains a part of them, see `frame_sampling`.",
+        "帧数更多的视频不参与训练；未给出时训练其中一部分，见 `frame_sampling`。", ge=1, unit="frames", guide=True,
+    )  # fmt: skip
     bucket_strategy: Literal["aspect_ratio", "resolution_frames"] = option(
         "aspect_ratio",
         "Buckets by aspect with one frame count, or by size and frame count.",
@@ -61,27 +62,47 @@ class VideoRules(Section):
     )
     frame_sampling: Literal["first", "middle", "random", "split"] = option(
         "first",
-        "Which part of a long clip is trained; `split` cuts it into consecutive windows, each a sample.",
-        "训练长视频的哪一部分；`split` 将其切成连续片段，各为一个样本。",
+        "Which part of a long clip is trained; `split` cuts it into consecutive windows, each a sample. `random` "
+        "draws a part once and keeps it.",
+        "训练长视频的哪一部分；`split` 将其切成连续片段，各为一个样本；`random` 只抽取一次并保持不变。",
     )
     split_at_scenes: bool = option(
         False,
-        "Find scene changes and never train a window across one.",
-        "检测场景切换，片段不跨越场景。",
+        "Find scene changes and treat each scene as a clip of its own, so that no window spans a change (extra "
+        "`scenes`).",
+        "检测场景切换，将每个场景视为单独的视频，片段不跨越场景（需要 `scenes` 附加包）。",
         level="advanced",
     )
     is_i2v: bool | None = option(
         None,
-        "Image-to-video training for this data set.",
-        "此数据集是否进行图生视频训练。",
+        "Train image-to-video too: samples are given their first frame with the chance `ltx_i2v_prob`; absent follows "
+        "`ltx_train_mode`.",
+        "同时训练图生视频：样本以 `ltx_i2v_prob` 的概率获得首帧；未给出时跟随 `ltx_train_mode`。",
         guide=True,
-        planned="image-to-video training",
-        neutral=(False,),
     )
 
 
 class ClipDataset(PlaceKeys, CaptionKeys):
     """A set of clips or images that is trained, every default filled in."""
+
+    # No key of the entry: the filters of its store of captions, found when the file is read.
+    _caption_filters: tuple[CaptionFilter, ...] = PrivateAttr(default=())
+
+    @property
+    def caption_filters(self) -> tuple[CaptionFilter, ...]:
+        """What changes its captions, in order: the `caption_filter_list` of its `text_embeds` store."""
+        return self._caption_filters
+
+    @property
+    def trains_i2v(self) -> bool:
+        """Whether its clips may be given their first frame; a still picture has no second one."""
+        return self.dataset_type == "video" and bool(self.video.is_i2v)
+
+    def with_filters(self, filters: Sequence[CaptionFilter]) -> ClipDataset:
+        """The same entry with these caption filters."""
+        copy = self.model_copy()
+        copy._caption_filters = tuple(filters)
+        return copy
 
     id: str = option(..., "Unique name of the data set.", "数据集的唯一名称。", guide=True)
     dataset_type: Literal["video", "image"] = option(
@@ -128,8 +149,14 @@ class ClipDataset(PlaceKeys, CaptionKeys):
         "square", "Shape of the window.", "裁剪窗口的形状。", guide=True
     )
     crop_aspect_buckets: tuple[float, ...] | None = option(
-        None, "Aspects for `closest` and `random`.", "`closest` 与 `random` 使用的宽高比。"
+        None,
+        "Aspects for `closest` and `random`; also as objects with `aspect` and `weight`.",
+        "`closest` 与 `random` 使用的宽高比；也可写成含 `aspect` 与 `weight` 的对象。",
     )
+    crop_aspect_weights: tuple[float, ...] | None = option(
+        None, "How often `random` takes each of `crop_aspect_buckets`; absent takes all alike.",
+        "`random` 抽取 `crop_aspect_buckets` 中各项的权重；未给出时相同。", level="expert",
+    )  # fmt: skip
     aspect_bucket_rounding: int = option(
         2,
         "Decimals of the aspect ratio in bucket names.",
@@ -140,7 +167,7 @@ class ClipDataset(PlaceKeys, CaptionKeys):
         accepted_note="buckets are named by their exact size and frame count, so that no aspect is rounded",
     )
     aspect_bucket_alignment: int = option(32, "Sizes are multiples of this.", "尺寸取此数的倍数。", unit="px", ge=32)
-    repeats: int = option(0, "Extra passes per epoch.", "每轮的额外遍数。", ge=0, guide=True)
+    repeats: int = option(0, "Extra passes per epoch.", "每轮的额外遍数。", ge=0, le=100_000, guide=True)
     video: VideoRules = option(VideoRules(), "How frames are chosen.", "帧的选择方式。", guide=True)
     framerate: float | None = option(None, "The run's frame rate.", "本次运行的帧率。", gt=0, unit="fps")
     probability: float = option(
@@ -151,8 +178,8 @@ class ClipDataset(PlaceKeys, CaptionKeys):
         None, "Own batch size of this set.", "此数据集自己的批大小。", ge=1, level="advanced"
     )
     text_embeds: str | None = option(
-        None, "Id of the store for encoded captions.", "存放已编码字幕的条目 id。", level="expert",
-        accepted_note="all captions share the default store: an encoded caption does not depend on its data set",
+        None, "Id of the store whose caption filters apply; absent means the default store.",
+        "字幕过滤规则所在的 text_embeds 条目 id；未给出时为默认条目。", level="expert",
     )  # fmt: skip
     image_embeds: str | None = option(
         None, "Id of an entry that stores encoded clips.", "存放已编码视频的条目 id。", level="expert",
@@ -189,8 +216,11 @@ class ClipDataset(PlaceKeys, CaptionKeys):
         False, "Encode when first needed, and keep it.", "首次用到时才编码并保存。", level="advanced"
     )
     vae_cache_disable: bool = option(False, "Encode on demand, keep nothing.", "按需编码且不保存。", level="advanced")
-    scan_for_errors: bool = option(False, "Verify cached tensors at the start.", "启动时校验缓存。", level="advanced",
-                                   accepted_note="each cached tensor is verified when it is read")  # fmt: skip
+    scan_for_errors: bool = option(
+        False, "Verify every byte of the cached tensors at the start; otherwise their headers are compared then and "
+        "the rest is verified when training first reads it.",
+        "启动时校验缓存张量的每个字节；否则启动时只比对文件头，其余在训练首次读取时校验。", level="advanced",
+    )  # fmt: skip
     skip_file_discovery: str | None = option(
         None, "Scans to skip.", "要跳过的扫描。", level="expert",
         accepted_note="files are listed in each run, but headers already read are taken from the index",
@@ -203,8 +233,12 @@ class ClipDataset(PlaceKeys, CaptionKeys):
                                   accepted_note="names in the cache are always fingerprints")  # fmt: skip
     cache_file_suffix: str | None = option(None, "Name part of old metadata files.", "旧元数据文件名的一部分。",
                                            level="expert", accepted_note="there are no such files here")  # fmt: skip
-    delete_problematic_images: bool = option(False, "Delete files that cannot be decoded.", "删除无法解码的文件。",
-                                             level="expert", accepted_note=NOTHING_DELETED)  # fmt: skip
+    delete_problematic_images: bool = option(
+        False, "Move files that proved undecodable, with their captions, to `trash` in `cache_dir_vae`; nothing is "
+        "deleted. For `type: local`.",
+        "将确认无法解码的文件及其字幕移入 `cache_dir_vae` 下的 `trash`；不会删除任何文件。用于 `type: local`。",
+        level="expert",
+    )  # fmt: skip
     delete_unwanted_images: bool = option(False, "Delete files that fail the size rules.", "删除不符合尺寸规则的文件。",
                                           level="expert", accepted_note=NOTHING_DELETED)  # fmt: skip
     disable_bucket_pruning: bool | None = option(
@@ -258,7 +292,7 @@ class TextEmbeds(Section):
         None, "Rules that change captions: a text file with one per line, or a list.",
         "修改字幕的规则：每行一条的文本文件，或列表。", level="advanced",
     )  # fmt: skip
-    text_cache_ondemand: bool = option(False, "Encode when first needed.", "首次用到时才编码。", level="advanced",
-                                       planned=ON_DEMAND)  # fmt: skip
-    text_cache_disable: bool = option(False, "Encode on demand, keep nothing.", "按需编码且不保存。", level="advanced",
-                                      planned=ON_DEMAND)  # fmt: skip
+    text_cache_ondemand: bool = option(
+        False, "Encode when first needed, and keep it.", "首次用到时才编码并保存。", level="advanced"
+    )
+    text_cache_disable: bool = option(False, "Encode on demand, keep nothing.", "按需编码且不保存。", level="advanced")

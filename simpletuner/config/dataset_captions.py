@@ -21,12 +21,14 @@ class CaptionShuffle(Section):
 class CaptionKeys(Section):
     """Flat keys of an entry about its captions."""
 
-    caption_strategy: Literal[
-        "textfile", "filename", "instanceprompt", "json", "jsonl", "parquet", "csv", "huggingface"
-    ] = option(
-        "textfile", "Where captions come from.", "字幕的来源。", guide=True,
+    caption_strategy: str = option(
+        "textfile",
+        "Where captions come from; a list (`csv`) or a Hub data set brings its own unless this is given.",
+        "字幕的来源；列表（`csv`）与 Hub 数据集默认使用自带字幕。",
+        guide=True,
+        catalog="simpletuner.config.catalogs.captions:CAPTIONS",
         value_aliases={"instance_prompt": "instanceprompt"},
-    )  # fmt: skip
+    )
     instance_prompt: str | list[str] | None = option(
         None, "The caption of every file with `instanceprompt`; a list gives several.",
         "使用 `instanceprompt` 时所有文件的字幕；列表给出多条。",
@@ -39,6 +41,12 @@ class CaptionKeys(Section):
     )
     disable_multiline_split: bool = option(
         False, "Keep a caption file of several lines as one caption.", "将多行字幕文件作为一条字幕。"
+    )
+    missing_captions: Literal["leave_out", "error"] = option(
+        "leave_out",
+        "What happens to files without a caption: left out and reported, or an error that names them all.",
+        "没有字幕的文件如何处理：跳过并报告，或报错并列出全部文件。",
+        value_aliases={"skip": "leave_out"},
     )
     caption_shuffle: CaptionShuffle = option(
         CaptionShuffle(), "Shuffle the tags of a caption.", "打乱字幕中的标签。", level="advanced"

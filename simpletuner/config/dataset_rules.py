@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
-from simpletuner.config.dataset import ClipDataset, TextEmbeds
-from simpletuner.config.dataset_file import INHERITED, DatasetFile
+from simpletuner.config.catalogs.captions import CAPTIONS
+from simpletuner.config.dataset import ClipDataset
+from simpletuner.config.dataset_captions import CaptionKeys
+from simpletuner.config.dataset_file import INHERITED, INHERITED_COLUMNS, DatasetFile
 from simpletuner.config.dataset_places import KEYS_OF_TYPE
-from simpletuner.config.rules import Draft
+from simpletuner.config.dataset_stores import check_stores
+from simpletuner.config.draft import Draft
+from simpletuner.config.i2v_rules import check_i2v
 from simpletuner.config.values import show
 from simpletuner.core.errors import Problem, Severity
 
@@ -18,9 +22,13 @@ TEMPORAL = 8
 DEFAULT_FRAMES = 121
 LARGEST_MEGAPIXELS = 20  # above it a size written as "area" can only be meant in pixels
 SMALLEST_PIXELS = 32
+LARGEST_PIXELS = 16384
 
 # Keys that do not change what is encoded, so that data sets may differ in them and share a cache.
-HARMLESS = frozenset({"id", "repeats", "caption_strategy", "instance_prompt", "disable_multiline_split", "disabled"})
+HARMLESS = frozenset({
+    "id", "repeats", "disabled", "probability", "train_batch_size", "text_embeds", "disable_bucket_pruning",
+    "vae_cache_ondemand", *CaptionKeys.model_fields,
+})  # fmt: skip
 
 
 def check_datasets(file: DatasetFile, draft: Draft, name: str) -> list[Problem]:
@@ -32,12 +40,17 @@ def check_datasets(file: DatasetFile, draft: Draft, name: str) -> list[Problem]:
         problems.extend(_frames(dataset, written, where))
         problems.extend(_unit(dataset, where))
         problems.extend(_shrinking(dataset, where))
+        problems.extend(_aspects(dataset, where))
         problems.extend(_cropping(dataset, written, where))
-        problems.extend(_captions(dataset, where))
+        problems.extend(_source_of_captions(dataset, where))
+        problems.extend(_changes_of_captions(dataset, written, where))
+        problems.extend(_table(dataset, written, where))
         problems.extend(_keys_of_other_types(dataset, written, where))
     problems.extend(_shared_caches(file))
-    problems.extend(_stores(file.text_embeds, name))
+    problems.extend(check_stores(file.text_embeds, file.written, name))
+    problems.extend(_idle_columns(file, draft))
     problems.extend(_overridden(file, draft))
+    problems.extend(check_i2v(file, draft))
     if not file.datasets and not any(problem.severity is Severity.ERROR for problem in file.problems):
         problems.append(
             Problem("no data set to train", "At least one enabled entry must be of dataset_type video or image",
@@ -107,6 +120,12 @@ def _unit(dataset: ClipDataset, where: Where) -> Iterator[Problem]:
                 'Write megapixels (0.25 is about 512x512), or set resolution_type to "pixel_area"',
                 where(key),
             )
+        elif dataset.resolution_type != "area" and size > LARGEST_PIXELS:
+            yield Problem(
+                f"{key} = {size:g} with resolution_type {dataset.resolution_type}",
+                f"`{dataset.resolution_type}` counts pixels along an edge, at most {LARGEST_PIXELS}",
+                "Write the edge in pixels (480)", where(key),
+            )  # fmt: skip
         elif dataset.resolution_type != "area" and size < SMALLEST_PIXELS:
             yield Problem(
                 f"{key} = {size:g} with resolution_type {dataset.resolution_type}",
@@ -139,6 +158,15 @@ def _shrinking(dataset: ClipDataset, where: Where) -> Iterator[Problem]:
             )  # fmt: skip
 
 
+def _aspects(dataset: ClipDataset, where: Where) -> Iterator[Problem]:
+    low, high = dataset.minimum_aspect_ratio, dataset.maximum_aspect_ratio
+    if low is not None and high is not None and low > high:
+        yield Problem(
+            f"minimum_aspect_ratio = {low:g} is above maximum_aspect_ratio = {high:g}", "No file could be used",
+            "Exchange or correct them", where("minimum_aspect_ratio"),
+        )  # fmt: skip
+
+
 def _cropping(dataset: ClipDataset, written: frozenset[str], where: Where) -> Iterator[Problem]:
     if dataset.crop and dataset.crop_aspect in ("closest", "random") and not dataset.crop_aspect_buckets:
         yield Problem(
@@ -150,24 +178,91 @@ def _cropping(dataset: ClipDataset, written: frozenset[str], where: Where) -> It
     if any(aspect <= 0 for aspect in dataset.crop_aspect_buckets or ()):
         yield Problem("crop_aspect_buckets holds a number that is not above 0", "An aspect is width over height",
                       "Correct it", where("crop_aspect_buckets"))  # fmt: skip
-    idle = sorted(written.intersection({"crop_style", "crop_aspect", "crop_aspect_buckets"}))
+    weights = dataset.crop_aspect_weights
+    if weights is not None and (
+        len(weights) != len(dataset.crop_aspect_buckets or ())
+        or any(weight < 0 for weight in weights)
+        or not any(weights)
+    ):
+        yield Problem(
+            f"crop_aspect_weights = {show(list(weights))}",
+            "One weight of at least 0 for each of crop_aspect_buckets, one of them above",
+            "Correct the list",
+            where("crop_aspect_weights"),
+        )
+    idle = sorted(written.intersection({"crop_style", "crop_aspect", "crop_aspect_buckets", "crop_aspect_weights"}))
     if not dataset.crop and idle:
         yield Problem(f"{', '.join(idle)} without crop: true", "Without it the aspect of the source is kept",
                       "Set crop to true, or remove it", where(idle[0]), Severity.WARNING)  # fmt: skip
 
 
 def _keys_of_other_types(dataset: ClipDataset, written: frozenset[str], where: Where) -> Iterator[Problem]:
+    idle_keys = written.difference(KEYS_OF_TYPE[dataset.type])
     for kind, keys in KEYS_OF_TYPE.items():
-        idle = sorted(written.intersection(keys)) if kind != dataset.type else []
+        idle = sorted(idle_keys.intersection(keys))
         if idle:
             yield Problem(f"{', '.join(idle)} has no effect with type '{dataset.type}'", f"Only type '{kind}' reads it",
                           f"Remove it, or set type to '{kind}'", where(idle[0]), Severity.WARNING)  # fmt: skip
 
 
-def _captions(dataset: ClipDataset, where: Where) -> Iterator[Problem]:
-    if dataset.caption_strategy == "instanceprompt" and not dataset.instance_prompt:
-        yield Problem("caption_strategy = instanceprompt without instance_prompt", "It is the caption of every file",
-                      "Add instance_prompt", where("caption_strategy"))  # fmt: skip
+def _source_of_captions(dataset: ClipDataset, where: Where) -> Iterator[Problem]:
+    """What the row of the strategy asks for; a set that only uses instance_prompt reads no other source."""
+    if dataset.only_instance_prompt:
+        return
+    strategy = dataset.caption_strategy
+    row = CAPTIONS[strategy]
+    place = where("caption_strategy")
+    if row.types and dataset.type not in row.types:
+        fitting = [name for name in CAPTIONS if not CAPTIONS[name].types or dataset.type in CAPTIONS[name].types]
+        yield Problem(
+            f"caption_strategy = {strategy} with type '{dataset.type}'",
+            f"'{strategy}' works with type {' or '.join(row.types)}",
+            f"Use {', '.join(fitting)}", place,
+        )  # fmt: skip
+    elif row.metadata and dataset.metadata_backend not in row.metadata:
+        yield Problem(
+            f"caption_strategy = {strategy} with metadata_backend '{dataset.metadata_backend}'",
+            f"'{strategy}' needs metadata_backend {' or '.join(row.metadata)}",
+            f"Set metadata_backend to '{row.metadata[0]}', or caption_strategy to 'textfile'", place,
+        )  # fmt: skip
+    for key in row.needs:
+        if not dataset.__dict__[key]:
+            yield Problem(f"caption_strategy = {strategy} without {key}", "It is the caption of every file",
+                          f"Add {key}", place)  # fmt: skip
+
+
+def _changes_of_captions(dataset: ClipDataset, written: frozenset[str], where: Where) -> Iterator[Problem]:
+    alone = dataset.only_instance_prompt or dataset.caption_strategy == "instanceprompt"
+    for key in ("prepend_instance_prompt", "only_instance_prompt"):
+        if dataset.__dict__[key] and not dataset.instance_prompt:
+            yield Problem(f"{key} = true without instance_prompt", "There is no text to use", "Add instance_prompt",
+                          where(key))  # fmt: skip
+    if dataset.prepend_instance_prompt and alone and "prepend_instance_prompt" in written:
+        yield Problem("prepend_instance_prompt has no effect: instance_prompt is the whole caption", "", "Remove it",
+                      where("prepend_instance_prompt"), Severity.WARNING)  # fmt: skip
+    if "disable_multiline_split" in written and (alone or dataset.caption_strategy != "textfile"):
+        yield Problem("disable_multiline_split only has an effect with caption_strategy textfile", "", "Remove it",
+                      where("disable_multiline_split"), Severity.WARNING)  # fmt: skip
+    idle = sorted(key for key in written if key.startswith("caption_shuffle.") and key != "caption_shuffle.enable")
+    if idle and not dataset.caption_shuffle.enable:
+        yield Problem(f"{', '.join(idle)} without caption_shuffle.enable: true", "No caption is shuffled",
+                      "Set enable to true, or remove the block", where(idle[0]), Severity.WARNING)  # fmt: skip
+
+
+def _table(dataset: ClipDataset, written: frozenset[str], where: Where) -> Iterator[Problem]:
+    """The `parquet` block, and which source of facts fits which place."""
+    # A list carries sizes itself, in columns of its own.
+    if dataset.metadata_backend == "parquet" and not dataset.parquet.path and dataset.type != "csv":
+        yield Problem("metadata_backend = parquet without parquet.path", "It names the table",
+                      'Add "parquet": {"path": "…"}', where("metadata_backend"))  # fmt: skip
+    if dataset.metadata_backend != "parquet" and dataset.caption_strategy != "parquet" and "parquet" in written:
+        yield Problem("the `parquet` block has no effect without metadata_backend parquet", "",
+                      "Set it, or remove the block", where("parquet"), Severity.WARNING)  # fmt: skip
+    if dataset.metadata_backend == "huggingface" and dataset.type != "huggingface":
+        yield Problem(
+            f"metadata_backend = huggingface with type '{dataset.type}'", "Only a Hub data set has such columns",
+            "Use discovery, or parquet with a table", where("metadata_backend"),
+        )  # fmt: skip
 
 
 def _shared_caches(file: DatasetFile) -> Iterator[Problem]:
@@ -188,13 +283,12 @@ def _shared_caches(file: DatasetFile) -> Iterator[Problem]:
             )
 
 
-def _stores(stores: Sequence[TextEmbeds], name: str) -> Iterator[Problem]:
-    flagged = [store.id for store in stores if store.default]
-    if len(stores) > 1 and len(flagged) != 1:
-        yield Problem(
-            f"{len(stores)} text_embeds entries, {len(flagged)} of them with default: true",
-            "Exactly one of several must be the default", 'Set "default": true on one of them', name,
-        )  # fmt: skip
+def _idle_columns(file: DatasetFile, draft: Draft) -> Iterator[Problem]:
+    """Columns of a table that no data set reads."""
+    for name in INHERITED_COLUMNS:
+        if name in draft.given and all(dataset.metadata_backend != "parquet" for dataset in file.datasets):
+            yield Problem(f"{name} has no effect: no data set reads a table (metadata_backend parquet)", "",
+                          "Remove it", draft.place(name), Severity.WARNING)  # fmt: skip
 
 
 def _overridden(file: DatasetFile, draft: Draft) -> Iterator[Problem]:

@@ -30,6 +30,7 @@ class OptionFacts:
         planned: Non-empty when the feature behind the option is not built: what is missing. Such
             an option accepts only its default (or a neutral value) and is refused otherwise.
         planned_values: Values that are known but not built yet, each with what is missing.
+        refused_values: Values that are known and will not be built, each with the reason.
         neutral: Values of a planned option which change nothing and are therefore accepted.
         refused: Non-empty when the option can never do anything for LTX-Video: the reason.
         accepted_note: Non-empty when a value is accepted although it changes nothing: the note.
@@ -50,6 +51,7 @@ class OptionFacts:
     guide: bool = False
     planned: str = ""
     planned_values: Mapping[Any, str] = field(default_factory=dict)
+    refused_values: Mapping[str, str] = field(default_factory=dict)
     neutral: tuple[Any, ...] = ()
     refused: str = ""
     accepted_note: str = ""

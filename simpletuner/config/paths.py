@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from simpletuner.config.rules import Draft
+from simpletuner.config.draft import Draft
 from simpletuner.config.values import show
 from simpletuner.core.catalog import did_you_mean
 from simpletuner.core.errors import Problem, Severity

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from simpletuner.config.documents import is_comment, read_json
@@ -76,5 +77,5 @@ def name_prompts(main: str | None, library: Iterable[ValidationPrompt]) -> tuple
             number += 1
             nickname = f"{base}-{number}"
         taken.add(nickname.lower())
-        named.append(ValidationPrompt(nickname, prompt.prompt))
+        named.append(replace(prompt, nickname=nickname))
     return tuple(named)

@@ -11,18 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from simpletuner.config.catalogs.families import default_origin, family_defaults
 from simpletuner.config.dataset import TextEmbeds
 from simpletuner.config.dataset_file import DatasetFile, Surroundings, read_dataset_file
 from simpletuner.config.dataset_rules import check_datasets
+from simpletuner.config.dataset_stores import default_store
 from simpletuner.config.documents import fill_environment
+from simpletuner.config.draft import Draft
 from simpletuner.config.legacy import REMOVED_OPTIMIZERS
+from simpletuner.config.named_files import NamedFiles, read_named_files
 from simpletuner.config.paths import check_paths, expand
 from simpletuner.config.prompts import name_prompts, read_library
-from simpletuner.config.rules import Draft, apply_rules
+from simpletuner.config.rules import apply_rules
 from simpletuner.config.run_config import RunConfig, ValidationPrompt
 from simpletuner.config.sources import Sources, display_name, find_sources
 from simpletuner.config.surfaces.cli import Given, canonical_name, parse_arguments
 from simpletuner.config.table import SECTIONS, OptionSpec, alias_table, dataset_tables, option_table
+from simpletuner.config.validation_inputs import read_inputs
 from simpletuner.config.values import UnreadableError, capitalised, is_absent, read_value, refusal, show
 from simpletuner.core.catalog import did_you_mean
 from simpletuner.core.errors import Problem, Severity, UserError
@@ -32,10 +37,20 @@ ORDER = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.NOTE: 2}
 
 @dataclass(frozen=True)
 class Examination:
-    """The result of looking at a configuration: findings by severity, and the run if it can start."""
+    """The result of looking at a configuration.
+
+    Attributes:
+        problems: Findings by severity.
+        config: The run if it can start, else None.
+        trial: The run as far as it can be told, also with errors: what is refused or could not be
+            read has its default. For plans and checks only; None when no configuration was found.
+        draft: Every option as written, the refused ones too.
+    """
 
     problems: tuple[Problem, ...]
     config: RunConfig | None
+    trial: RunConfig | None = None
+    draft: Draft | None = None
 
     @property
     def has_errors(self) -> bool:
@@ -78,10 +93,13 @@ def examine(arguments: Sequence[str], environment: Mapping[str, str], working_fo
     reading.problems.extend(apply_rules(draft, frozenset(reading.unreadable)))
     reading.problems.extend(check_paths(draft, frozenset(reading.unreadable), working_folder))
     file = _read_datasets(sources, draft, reading, working_folder)
+    named = _read_named_files(draft, sources, working_folder)
+    reading.problems.extend(named.problems)
     problems = tuple(sorted((*reading.problems, *file.problems), key=lambda problem: ORDER[problem.severity]))
+    trial = _build(values, reading, file, named, draft, problems)
     if any(problem.severity is Severity.ERROR for problem in problems):
-        return Examination(problems, None)
-    return Examination(problems, _build(values, reading.origins, file, draft, problems))
+        return Examination(problems, None, trial, draft)
+    return Examination(problems, trial, trial, draft)
 
 
 class _Reading:
@@ -93,11 +111,14 @@ class _Reading:
         self.origins: dict[str, str] = {}
         self.unreadable: set[str] = set()
         self.refused: dict[str, Any] = {}
+        self.family_defaults: Mapping[str, Any] = {}
 
     def values(self) -> dict[str, Any]:
-        """Every option's value; the default where none could be read."""
-        values = {name: spec.default for name, spec in option_table().items()}
-        for name, given in self._winners().items():
+        """Every option's value; the family's default, else the general one, where none could be read."""
+        winners = self._winners()
+        self.family_defaults = family_defaults(self._family(winners))
+        values = {name: spec.default for name, spec in option_table().items()} | dict(self.family_defaults)
+        for name, given in winners.items():
             spec = option_table()[name]
             try:
                 raw = fill_environment(given.value, self._sources.variables, f"{given.origin}: {name}")
@@ -108,6 +129,14 @@ class _Reading:
             if not is_absent(spec, raw):
                 self._read(spec, raw, given, values)
         return values
+
+    def _family(self, winners: Mapping[str, Given]) -> str | None:
+        """The family, read ahead of everything else because defaults follow from it; its problems come later."""
+        try:
+            raw = winners["model_family"].value
+            return str(read_value(option_table()["model_family"], fill_environment(raw, self._sources.variables, "")))
+        except (KeyError, UserError, UnreadableError):
+            return None
 
     def _winners(self) -> dict[str, Given]:
         """The strongest source of each option; unknown names become problems."""
@@ -185,15 +214,25 @@ def find_named_file(text: str, sources: Sources, working_folder: Path) -> Path |
 def _read_prompts(
     sources: Sources, reading: _Reading, values: Mapping[str, Any], working_folder: Path
 ) -> tuple[list[ValidationPrompt], list[Problem]]:
-    text = values["user_prompt_library"]
-    if not text:
-        return [], []
-    path = find_named_file(text, sources, working_folder)
-    if path is None:
-        where = reading.origins.get("user_prompt_library", sources.name)
-        pattern = "user_prompt_library*.json"
-        return [], [_missing_file("user_prompt_library", text, sources, working_folder, pattern, where)]
-    return read_library(path, display_name(path, working_folder))
+    """The prompts of the files that the options name, those with a picture last."""
+
+    def read_list(path: Path, name: str) -> tuple[list[ValidationPrompt], list[Problem]]:
+        return read_inputs(path, name, (working_folder, path.parent))
+
+    prompts: list[ValidationPrompt] = []
+    problems: list[Problem] = []
+    for option, read in (("user_prompt_library", read_library), ("validation_input", read_list)):
+        if not values[option]:
+            continue
+        path = find_named_file(values[option], sources, working_folder)
+        if path is None:
+            where = reading.origins.get(option, sources.name)
+            problems.append(_missing_file(option, values[option], sources, working_folder, f"{option}*.json", where))
+            continue
+        found, told = read(path, display_name(path, working_folder))
+        prompts += found
+        problems += told
+    return prompts, problems
 
 
 def _missing_file(option: str, text: str, sources: Sources, working_folder: Path, pattern: str, where: str) -> Problem:
@@ -222,15 +261,28 @@ def _read_datasets(sources: Sources, draft: Draft, reading: _Reading, working_fo
         return DatasetFile(problems=[missing])
     name = display_name(path, working_folder)
     cache_root = draft.values["cache_dir"] or f"{draft.values['output_dir']}/cache"
-    around = Surroundings(draft.values, sources.variables, working_folder, cache_root)
+    around = Surroundings(draft.values, draft.given, sources.variables, working_folder, cache_root)
     file = read_dataset_file(path, name, around)
     file.problems.extend(check_datasets(file, draft, name))
     return file
 
 
+def _read_named_files(draft: Draft, sources: Sources, working_folder: Path) -> NamedFiles:
+    def missing(option: str, text: str, pattern: str) -> Problem:
+        return _missing_file(option, text, sources, working_folder, pattern, draft.place(option))
+
+    return read_named_files(
+        draft,
+        lambda text: find_named_file(text, sources, working_folder),
+        missing,
+        lambda path: display_name(path, working_folder),
+    )
+
+
 def _choose_store(file: DatasetFile, values: Mapping[str, Any]) -> tuple[TextEmbeds, Problem | None]:
-    if file.text_embeds:
-        return next((store for store in file.text_embeds if store.default), file.text_embeds[0]), None
+    store = default_store(file.text_embeds)
+    if store is not None:
+        return store, None
     folder = values["cache_dir_text"] or f"{values['cache_dir'] or values['output_dir'] + '/cache'}/text"
     note = Problem(f"no text_embeds entry: encoded captions go to {folder}", severity=Severity.NOTE)
     return TextEmbeds(id="text-embeds", cache_dir=folder, default=True), note
@@ -244,14 +296,17 @@ def _as_read(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _build(
     values: Mapping[str, Any],
-    origins: Mapping[str, str],
+    reading: _Reading,
     file: DatasetFile,
+    named: NamedFiles,
     draft: Draft,
     problems: tuple[Problem, ...],
 ) -> RunConfig:
     store, note = _choose_store(file, values)
     table = option_table()
-    values = _as_read(values)
+    values = {**_as_read(values), **named.replaced}
+    origin = default_origin(str(values["model_family"]))
+    origins = {**dict.fromkeys(reading.family_defaults, origin), **reading.origins}
     sections: dict[str, Any] = {
         attribute: section.model_validate(
             {
@@ -268,5 +323,7 @@ def _build(
         prompts=draft.prompts,
         origins={name: origins.get(name, "default") for name in table},
         notices=(*problems, *([note] if note else [])),
+        lycoris=named.lycoris if values["lora_type"] == "lycoris" else None,
+        webhooks=named.webhooks,
         **sections,
     )

@@ -6,70 +6,29 @@ must not know files, the machine or the environment.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
+from simpletuner.config.adapter_rules import ADAPTER_RULES
 from simpletuner.config.catalogs.families import FAMILIES
 from simpletuner.config.catalogs.optimizers import OPTIMIZERS
-from simpletuner.config.run_config import ValidationPrompt
+from simpletuner.config.catalogs.sinks import TRACKERS
+from simpletuner.config.draft import Draft, Rule, note, warning
+from simpletuner.config.hub_name import read_repository
+from simpletuner.config.method_rules import METHOD_RULES
+from simpletuner.config.sections.reporting import tracker_names
 from simpletuner.config.sections.validation import ValidationSection, parse_sizes
 from simpletuner.config.table import option_table
 from simpletuner.config.values import show
 from simpletuner.core.catalog import did_you_mean
-from simpletuner.core.errors import Problem, Severity
+from simpletuner.core.errors import Problem
 
 SHORT_PROMPT_WORDS = 12
-
-
-@dataclass(frozen=True)
-class Draft:
-    """The options of a run before they are a `RunConfig`.
-
-    Attributes:
-        values: Every option; also values that are refused as not built, so that rules can speak of them.
-        given: Options somebody wrote.
-        origins: Option -> where it stands.
-        prompts: Validation prompts.
-    """
-
-    values: Mapping[str, Any]
-    given: frozenset[str]
-    origins: Mapping[str, str]
-    prompts: tuple[ValidationPrompt, ...] = ()
-
-    def place(self, *names: str) -> str:
-        """Where the first of these options that somebody wrote stands, for the `where` of a problem."""
-        return next((self.origins[name] for name in names if name in self.origins), names[0])
-
-    def told(self, name: str, value: str = "") -> str:
-        """ "name = value", and whether it is only the default."""
-        shown = value or show(self.values[name])
-        return f"{name} = {shown}" + ("" if name in self.given else " (default)")
-
-
-Check = Callable[[Draft], Iterator[Problem]]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One rule and the options it reads."""
-
-    reads: tuple[str, ...]
-    check: Check
+COMMAND_LINE = "command line"  # the origin of overrides, see `surfaces/cli.py`
 
 
 def apply_rules(draft: Draft, unreadable: frozenset[str]) -> list[Problem]:
     """All findings of the rules whose options could be read."""
     return [problem for rule in RULES if not unreadable.intersection(rule.reads) for problem in rule.check(draft)]
-
-
-def _note(what: str, rule: str = "", fix: str = "", where: str = "") -> Problem:
-    return Problem(what, rule, fix, where, Severity.NOTE)
-
-
-def _warning(what: str, rule: str, fix: str, where: str) -> Problem:
-    return Problem(what, rule, fix, where, Severity.WARNING)
 
 
 def _model_named(draft: Draft) -> Iterator[Problem]:
@@ -94,7 +53,7 @@ def _flavour_known(draft: Draft) -> Iterator[Problem]:
             draft.place("model_flavour"),
         )
     elif draft.values["pretrained_model_name_or_path"]:
-        yield _note(
+        yield note(
             f"model_flavour = {show(flavour)} only matters without pretrained_model_name_or_path",
             where=draft.place("model_flavour"),
         )
@@ -117,7 +76,7 @@ def _length(draft: Draft) -> Iterator[Problem]:
             draft.place("num_train_epochs"),
         )
     elif steps and epochs:
-        yield _note(
+        yield note(
             f"max_train_steps = {steps} ends the run; num_train_epochs = {epochs} does not (ignore_final_epochs)",
             where=draft.place("num_train_epochs"),
         )
@@ -129,25 +88,25 @@ def _warm_up(draft: Draft) -> Iterator[Problem]:
     where = draft.place("lr_warmup_steps")
     if not warm:
         return
-    if schedule == "cosine" and steps and warm >= steps:
+    if schedule in ("cosine", "sine") and steps and warm >= steps:
         rate, end = draft.values["learning_rate"], draft.values["lr_end"]
         more = "equal to" if warm == steps else "above"
-        yield _note(
-            f"lr_warmup_steps = {warm} is {more} max_train_steps: read as one cosine from {rate:g} to {end:g} "
+        yield note(
+            f"lr_warmup_steps = {warm} is {more} max_train_steps: read as one {schedule} from {rate:g} to {end:g} "
             "without warm-up",
             f"The other reading, a warm-up over the whole run, would never reach {rate:g}",
-            "For a warm-up followed by a cosine, set lr_warmup_steps below max_train_steps",
+            f"For a warm-up followed by a {schedule}, set lr_warmup_steps below max_train_steps",
             where,
         )
-    elif schedule == "cosine":
-        yield _note(f"{warm} steps of warm-up, then the cosine", where=where)
+    elif schedule in ("cosine", "sine"):
+        yield note(f"{warm} steps of warm-up, then the {schedule}", where=where)
     elif schedule == "constant":
-        yield _note(
+        yield note(
             f"{draft.told('lr_scheduler')} with a warm-up is read as 'constant_with_warmup'",
             where=draft.place("lr_scheduler", "lr_warmup_steps"),
         )
     elif steps and warm >= steps:
-        yield _warning(
+        yield warning(
             f"lr_warmup_steps = {warm} is not below the {steps} steps of the run",
             f"The learning rate never reaches {draft.values['learning_rate']:g}",
             "Lower lr_warmup_steps, for example to a tenth of the run",
@@ -157,7 +116,10 @@ def _warm_up(draft: Draft) -> Iterator[Problem]:
 
 def _end_rate(draft: Draft) -> Iterator[Problem]:
     rate, end = draft.values["learning_rate"], draft.values["lr_end"]
-    if draft.values["lr_scheduler"] in ("polynomial", "cosine", "linear") and end >= rate:
+    if (
+        draft.values["lr_scheduler"] in ("polynomial", "cosine", "cosine_with_restarts", "sine", "linear")
+        and end >= rate
+    ):
         yield Problem(
             f"{draft.told('lr_end', f'{end:g}')} is not below {draft.told('learning_rate', f'{rate:g}')}",
             "A decaying schedule ends lower than it begins",
@@ -168,12 +130,12 @@ def _end_rate(draft: Draft) -> Iterator[Problem]:
 
 def _clipping(draft: Draft) -> Iterator[Problem]:
     if draft.values["max_grad_norm"] == 0:
-        yield _note("max_grad_norm = 0: gradients are not clipped", where=draft.place("max_grad_norm"))
+        yield note("max_grad_norm = 0: gradients are not clipped", where=draft.place("max_grad_norm"))
 
 
 def _lycoris_rank(draft: Draft) -> Iterator[Problem]:
     if draft.values["lora_type"] == "lycoris" and "lora_rank" in draft.given:
-        yield _note(
+        yield note(
             f"lora_rank = {draft.values['lora_rank']} has no effect with lora_type lycoris",
             "The LyCORIS file sets the size",
             where=draft.place("lora_rank"),
@@ -183,7 +145,7 @@ def _lycoris_rank(draft: Draft) -> Iterator[Problem]:
 def _exclusions(draft: Draft) -> Iterator[Problem]:
     for name in sorted(draft.given):
         spec = option_table()[name]
-        if not spec.facts.excludes or not draft.values[name]:
+        if not spec.facts.excludes or not draft.values[name] or draft.values[name] == spec.default:
             continue
         for other in spec.facts.excludes:
             value = draft.values[other]
@@ -224,7 +186,7 @@ def _sizes_of_videos(draft: Draft) -> Iterator[Problem]:
     settings = ValidationSection(validation_resolution=written)
     for (width, height), (used_width, used_height) in zip(sizes, settings.resolutions, strict=True):
         if (width, height) != (used_width, used_height):
-            yield _note(
+            yield note(
                 f"validation size {width}x{height} is rounded down to {used_width}x{used_height}",
                 "LTX-Video wants multiples of 32",
                 where=where,
@@ -235,7 +197,7 @@ def _frames_of_videos(draft: Draft) -> Iterator[Problem]:
     wanted = draft.values["validation_num_video_frames"]
     used = ValidationSection(validation_num_video_frames=wanted).num_frames
     if used != wanted:
-        yield _note(
+        yield note(
             f"validation_num_video_frames = {wanted} is rounded down to {used}",
             "LTX-Video wants 8k+1 frames",
             where=draft.place("validation_num_video_frames"),
@@ -246,7 +208,7 @@ def _prompts(draft: Draft) -> Iterator[Problem]:
     if draft.values["validation_disable"]:
         return
     if not draft.prompts:
-        yield _warning(
+        yield warning(
             "there is no validation prompt, so no videos will be generated",
             "The videos show whether the training goes well",
             "Set validation_prompt or user_prompt_library; or validation_disable to true",
@@ -254,7 +216,7 @@ def _prompts(draft: Draft) -> Iterator[Problem]:
         )
     short = [prompt.nickname for prompt in draft.prompts if len(prompt.prompt.split()) < SHORT_PROMPT_WORDS]
     if short:
-        yield _note(
+        yield note(
             f"short prompts: {', '.join(short[:5])}{' …' if len(short) > 5 else ''}",
             "LTX-Video was trained on long, detailed descriptions",
             "Describe subject, motion, camera and light",
@@ -263,18 +225,35 @@ def _prompts(draft: Draft) -> Iterator[Problem]:
 
 def _trackers(draft: Draft) -> Iterator[Problem]:
     spec = option_table()["report_to"]
-    for word in str(draft.values["report_to"]).split(","):
-        name = word.strip().lower()
-        if name in ("", "none", "simpletuner"):
+    built = [*TRACKERS, "all", "none"]
+    for name in tracker_names(str(draft.values["report_to"])):
+        if name in built:
             continue
         missing = spec.facts.planned_values.get(name)
         yield Problem(
             f"report_to = {show(name)}",
-            f"Not built yet: {missing}" if missing else "There is no such tracker",
-            'Set report_to to "none": the run folder keeps metrics.jsonl and a report'
+            f"Not built yet: {missing}" if missing else f"There is no such tracker. Known: {', '.join(built)}",
+            f"Use {', '.join(TRACKERS)}; or none: the run folder keeps metrics.jsonl and a report"
             if missing
-            else 'Set it to "none"',
+            else did_you_mean(name, built) or "Remove it",
             draft.place("report_to"),
+        )
+
+
+def _repository(draft: Draft) -> Iterator[Problem]:
+    written = draft.values["hub_model_id"]
+    if not written or not written.strip():
+        return
+    try:
+        read_repository(written)
+    except ValueError as error:
+        yield Problem(
+            f"hub_model_id = {show(written)} cannot be a repository", str(error),
+            'Write for example "my-lora" or "owner/my-lora"', draft.place("hub_model_id"),
+        )  # fmt: skip
+    if not (draft.values["push_to_hub"] or draft.values["push_checkpoints_to_hub"]):
+        yield note(
+            f"hub_model_id = {show(written)} has no effect without push_to_hub", where=draft.place("hub_model_id")
         )
 
 
@@ -287,19 +266,72 @@ def _aspect_grid(draft: Draft) -> Iterator[Problem]:
         )  # fmt: skip
 
 
+def _intervals(draft: Draft) -> Iterator[Problem]:
+    every, steps = draft.values["checkpoint_step_interval"], draft.values["max_train_steps"]
+    if steps and every > steps and "checkpoint_step_interval" in draft.given:
+        yield note(
+            f"checkpoint_step_interval = {every} is above the {steps} steps of the run: only the end is saved",
+            where=draft.place("checkpoint_step_interval"),
+        )
+
+
+def _group_offload(draft: Draft) -> Iterator[Problem]:
+    if not draft.values["enable_group_offload"]:
+        return
+    where = draft.place("enable_group_offload")
+    if not draft.values["gradient_checkpointing"]:
+        yield warning(
+            "enable_group_offload = true with gradient_checkpointing = false",
+            "The graph keeps every block's weights on the device, so nothing is saved",
+            "Set gradient_checkpointing to true",
+            where,
+        )
+    level = str(draft.values["base_model_precision"])
+    if draft.values["group_offload_to_disk_path"] and level.endswith("-torchao"):
+        yield Problem(
+            f"group_offload_to_disk_path with base_model_precision = {show(level)}",
+            "TorchAO's tensors cannot be written to disk group by group",
+            "Remove group_offload_to_disk_path, or use another level",
+            draft.place("group_offload_to_disk_path"),
+        )
+
+
+def _moving_files(draft: Draft) -> Iterator[Problem]:
+    place = draft.place("delete_problematic_images")
+    if draft.values["delete_problematic_images"] and place != COMMAND_LINE:
+        yield note(
+            "delete_problematic_images = true",
+            "Nothing is ever deleted: files that cannot be decoded are left out. To move them to the trash folder of "
+            "the cache, ask for it on the command line or in the data set's entry",
+            where=place,
+        )
+
+
 RULES: tuple[Rule, ...] = (
-    Rule(("model_family", "model_type"), _model_named),
-    Rule(("model_flavour", "model_family", "pretrained_model_name_or_path"), _flavour_known),
-    Rule(("max_train_steps", "num_train_epochs", "ignore_final_epochs"), _length),
-    Rule(("lr_scheduler", "lr_warmup_steps", "max_train_steps", "learning_rate", "lr_end"), _warm_up),
-    Rule(("lr_scheduler", "learning_rate", "lr_end"), _end_rate),
-    Rule(("max_grad_norm",), _clipping),
-    Rule(("lora_rank",), _lycoris_rank),
-    Rule((), _exclusions),
-    Rule(("optimizer", "mixed_precision"), _precision),
-    Rule(("validation_resolution",), _sizes_of_videos),
-    Rule(("validation_num_video_frames",), _frames_of_videos),
-    Rule(("validation_disable", "validation_prompt", "user_prompt_library"), _prompts),
-    Rule(("report_to",), _trackers),
-    Rule(("aspect_bucket_alignment",), _aspect_grid),
-)
+    *METHOD_RULES,
+    *ADAPTER_RULES,
+    Rule(("model_family", "model_type"), _model_named, "both must be named"),
+    Rule(("model_flavour", "model_family", "pretrained_model_name_or_path"), _flavour_known,
+         "the release must be known, and only counts without a path"),
+    Rule(("max_train_steps", "num_train_epochs", "ignore_final_epochs"), _length,
+         "exactly one of steps and epochs ends the run"),
+    Rule(("lr_scheduler", "lr_warmup_steps", "max_train_steps", "learning_rate", "lr_end"), _warm_up,
+         "tells which reading of the warm-up is applied"),
+    Rule(("lr_scheduler", "learning_rate", "lr_end"), _end_rate, "a decaying schedule ends below where it begins"),
+    Rule(("max_grad_norm",), _clipping, "0 switches clipping off"),
+    Rule(("lora_rank", "lora_type"), _lycoris_rank, "LyCORIS takes its size from its own file"),
+    Rule((), _exclusions, "options that exclude each other"),
+    Rule(("delete_problematic_images",), _moving_files, "files are moved only on an explicit request"),
+    Rule(("optimizer", "mixed_precision"), _precision, "some optimizers keep their weights in bf16"),
+    Rule(("validation_resolution",), _sizes_of_videos, "sizes are rounded down to multiples of 32"),
+    Rule(("validation_num_video_frames",), _frames_of_videos, "the number is rounded down to 8k+1"),
+    Rule(("validation_disable", "validation_prompt", "user_prompt_library"), _prompts,
+         "validation needs a prompt, and a long one"),
+    Rule(("report_to",), _trackers, "every tracker must be built"),
+    Rule(("hub_model_id", "push_to_hub", "push_checkpoints_to_hub"), _repository,
+         "it must be a name the Hub takes, and only counts when something is uploaded"),
+    Rule(("aspect_bucket_alignment",), _aspect_grid, "a multiple of 32"),
+    Rule(("checkpoint_step_interval", "max_train_steps"), _intervals, "tells when only the end is saved"),
+    Rule(("enable_group_offload", "gradient_checkpointing", "group_offload_to_disk_path", "base_model_precision"),
+         _group_offload, "group offload needs checkpointing, and disk offload plain weights"),
+)  # fmt: skip

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from simpletuner.config.dataset import ClipDataset, TextEmbeds
+from simpletuner.config.lycoris_file import LycorisFile
 from simpletuner.config.option import Section
 from simpletuner.config.sections.adapter import AdapterSection
 from simpletuner.config.sections.average import AverageSection
@@ -24,6 +25,7 @@ from simpletuner.config.sections.precision import PrecisionSection
 from simpletuner.config.sections.reporting import ReportingSection
 from simpletuner.config.sections.schedule import ScheduleSection
 from simpletuner.config.sections.validation import ValidationSection
+from simpletuner.config.webhook_file import Webhook
 from simpletuner.core.errors import Problem
 
 STARRED = "***"
@@ -31,10 +33,14 @@ STARRED = "***"
 
 @dataclass(frozen=True)
 class ValidationPrompt:
-    """One prompt of the validation: `nickname` is unique and safe as a part of file names."""
+    """One prompt of the validation: `nickname` is unique and safe as a part of file names.
+
+    `image` is the picture or clip with whose first frame the video begins; empty for text alone.
+    """
 
     nickname: str
     prompt: str
+    image: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,8 @@ class RunConfig:
         datasets: Trained data sets, disabled ones removed, global defaults merged in, cache folders filled in.
         text_embeds: Where encoded captions are kept; its `cache_dir` is always filled in.
         prompts: Validation prompts, the main one first.
+        lycoris: What the LyCORIS file says; None unless `lora_type` is lycoris.
+        webhooks: Receivers named by `webhook_config`; they hold secrets and are in no document.
         origins: Option -> where its value came from ("config/config.json:12", "command line", "default").
         notices: Warnings and notes, no errors.
     """
@@ -52,6 +60,8 @@ class RunConfig:
     datasets: tuple[ClipDataset, ...]
     text_embeds: TextEmbeds
     prompts: tuple[ValidationPrompt, ...] = ()
+    lycoris: LycorisFile | None = None
+    webhooks: tuple[Webhook, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
     notices: tuple[Problem, ...] = ()
     model: ModelSection = field(default_factory=ModelSection)
@@ -96,8 +106,22 @@ class RunConfig:
             }
         return {
             "options": options,
-            "datasets": [dataset.model_dump(mode="json") for dataset in self.datasets],
+            "datasets": [_starred(dataset) for dataset in self.datasets],
             "text_embeds": self.text_embeds.model_dump(mode="json"),
-            "prompts": [{"nickname": prompt.nickname, "prompt": prompt.prompt} for prompt in self.prompts],
+            "prompts": [_told(prompt) for prompt in self.prompts],
             "notices": [str(notice) for notice in self.notices],
         }
+
+
+def _told(prompt: ValidationPrompt) -> dict[str, str]:
+    image = {"image": prompt.image} if prompt.image else {}
+    return {"nickname": prompt.nickname, "prompt": prompt.prompt, **image}
+
+
+def _starred(dataset: ClipDataset) -> dict[str, Any]:
+    """The entry as a document, without its secrets but with the caption filters it got from its store."""
+    values = dataset.model_dump(mode="json")
+    for name, value in values.items():
+        if value is not None and dataset.facts(name).secret:
+            values[name] = STARRED
+    return {**values, "caption_filters": [item.written for item in dataset.caption_filters]}

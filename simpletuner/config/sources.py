@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from simpletuner.config.documents import Document, is_comment, read_env, read_json, read_toml
 from simpletuner.config.legacy import ENV_NAMES, LAUNCH_NAMES, OTHER_NAMES, OTHER_PREFIXES, OWN_VARIABLES
@@ -53,6 +54,12 @@ def process_environment() -> dict[str, str]:
 def log_level(environment: Mapping[str, str]) -> str:
     """The wanted level of log messages, upper case; WARNING when nothing is said."""
     return environment.get("SIMPLETUNER_LOG_LEVEL", "").upper() or "WARNING"
+
+
+def spoken_language(environment: Mapping[str, str]) -> Literal["en", "zh"]:
+    """The language of the system as far as this program speaks it: Chinese, or else English."""
+    names = (environment.get(name, "") for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
+    return "zh" if next(filter(None, names), "").lower().startswith("zh") else "en"
 
 
 def display_name(path: Path, working_folder: Path) -> str:

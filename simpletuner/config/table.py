@@ -114,8 +114,9 @@ class OptionSpec:
 
     @property
     def known_choices(self) -> tuple[str, ...]:
-        """Built words and those that are known but not built."""
-        return (*self.choices, *(str(value) for value in self.facts.planned_values))
+        """Built words and those that are known but not built or refused."""
+        unbuilt = (*self.facts.planned_values, *self.facts.refused_values)
+        return (*self.choices, *(str(value) for value in unbuilt))
 
     @property
     def range_text(self) -> str:

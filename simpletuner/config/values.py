@@ -61,7 +61,7 @@ def read_value(spec: OptionSpec, raw: Any) -> Any:
     if spec.kind == "text" or (spec.kind == "text or texts" and not isinstance(raw, (list, tuple))):
         return _read_text(spec, raw)
     if spec.kind in ("texts", "text or texts"):
-        return [_read_text(spec, item) for item in _read_list(raw)]
+        return [_read_item(spec, item) for item in _read_list(raw)]
     if spec.kind == "numbers":
         return tuple(_read_number(item, whole=False) for item in _read_list(raw))
     if spec.kind == "block" and not isinstance(raw, Mapping):
@@ -79,6 +79,9 @@ def refusal(spec: OptionSpec, value: Any) -> tuple[str, str] | None:
         return f"It cannot be used with LTX-Video: {facts.refused}", capitalised(neutral)
     if facts.planned:
         return f"Not built yet: {facts.planned}", capitalised(neutral)
+    if isinstance(value, str) and value in facts.refused_values:
+        built = f"use {', '.join(spec.choices)}" if spec.choices else "remove it"
+        return f"It cannot be used: {facts.refused_values[value]}", capitalised(built)
     if isinstance(value, str) and spec.kind != "text" and value in facts.planned_values:
         built = f"use {', '.join(spec.choices)}" if spec.choices else "remove it"
         return f"Not built yet: {facts.planned_values[value].rstrip(',')}", capitalised(built)
@@ -164,6 +167,13 @@ def _read_text(spec: OptionSpec, raw: Any) -> str | None:
     if isinstance(raw, (int, float)) and not isinstance(raw, bool):
         return str(raw)
     raise UnreadableError("It must be a text")
+
+
+def _read_item(spec: OptionSpec, raw: Any) -> str:
+    text = None if raw is None else _read_text(spec, raw)
+    if text is None:
+        raise UnreadableError("Each item must be a text")
+    return text
 
 
 def _read_list(raw: Any) -> list[Any]:

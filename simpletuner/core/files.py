@@ -56,6 +56,18 @@ def staged_file(path: Path) -> Iterator[Path]:
             staging.unlink(missing_ok=True)
 
 
+def commit_file(partial: Path, path: Path) -> None:
+    """Give a finished file its name: `partial`, in the same folder, is flushed and becomes `path`.
+
+    For files that are filled over several attempts under a name of their own, such as downloads; others use
+    `staged_file`.
+    """
+    with told_as_user_error(path):
+        flush_file(partial)
+        _rename(partial, path)
+        flush_folder(path.parent)
+
+
 @contextlib.contextmanager
 def staged_folder(path: Path) -> Iterator[Path]:
     """Lend a staging folder to fill; on success it becomes `path`, on an exception it goes.
@@ -72,7 +84,7 @@ def staged_folder(path: Path) -> Iterator[Path]:
                 for name in names:
                     flush_file(Path(folder) / name)
                 flush_folder(Path(folder))
-            replaced = _set_aside(path, f"{REPLACED}{path.name}") if path.exists() else None
+            replaced = set_aside(path, f"{REPLACED}{path.name}") if path.exists() else None
             try:
                 _rename(staging, path)
             except OSError:
@@ -86,12 +98,89 @@ def staged_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
 
 
+def create_exclusive(path: Path, data: bytes) -> bool:
+    """Put a small file at `path` unless there is one already; of several processes exactly one succeeds.
+
+    Readers see the whole content or nothing. It does not outlive a power cut: it marks what a live process does.
+
+    Raises:
+        UserError: If the disk is full or the folder cannot be written (exit code 6).
+    """
+    with told_as_user_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = path.parent / f"{STAGING}{uuid.uuid4().hex}"
+        try:
+            staging.write_bytes(data)
+            try:
+                os.link(staging, path)
+            except FileExistsError:
+                return False
+            except FileNotFoundError:
+                raise
+            except OSError:
+                return _create_in_place(path, data)  # a file system without links
+            return True
+        finally:
+            staging.unlink(missing_ok=True)
+
+
+def _create_in_place(path: Path, data: bytes) -> bool:
+    try:
+        with path.open("xb") as handle:
+            handle.write(data)
+    except FileExistsError:
+        return False
+    return True
+
+
+def discard_if(path: Path, expected: bytes) -> bool:
+    """Remove the small file at `path` if it still holds `expected`; says whether it did.
+
+    Made for `create_exclusive`: of several processes that find a mark of a dead one, one removes it, and none
+    removes the new mark that the winner puts there.
+    """
+    aside = path.parent / f"{TRASH}{uuid.uuid4().hex}"
+    try:
+        _rename(path, aside)
+        found = aside.read_bytes()
+    except FileNotFoundError:
+        return False
+    if found != expected:
+        create_exclusive(path, found)
+    aside.unlink(missing_ok=True)
+    return found == expected
+
+
+def move_file(source: Path, target: Path) -> None:
+    """Move a file to a new name, also to another disk; at every moment at least one of the two is whole.
+
+    Raises:
+        FileExistsError: If there is something at `target`.
+        UserError: If the disk is full or one of the folders cannot be written (exit code 6).
+    """
+    if target.exists():
+        raise FileExistsError(f"'{target}' is already there")
+    with told_as_user_error(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _rename(source, target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            with staged_file(target) as staging:
+                shutil.copy2(source, staging)
+            source.unlink()
+        flush_folder(target.parent)
+        flush_folder(source.parent)
+
+
 def retire(path: Path) -> None:
     """Remove a folder or file: rename it out of sight first, so that no half of it is ever offered."""
-    _delete(_set_aside(path, f"{TRASH}{uuid.uuid4().hex}"))
+    _delete(set_aside(path, f"{TRASH}{uuid.uuid4().hex}"))
 
 
-def _set_aside(path: Path, name: str) -> Path:
+def set_aside(path: Path, name: str) -> Path:
+    """Rename `path` to `name` in its folder, in place of what is there; gives the new path."""
     aside = path.parent / name
     if aside.is_dir():
         shutil.rmtree(aside)

@@ -23,10 +23,13 @@ class Batch:
         sample_numbers: Running number of each draw since the start of the run; keys all randomness.
         sample_names: Name of each sample, for messages.
         captions: Text of each sample as trained (empty when dropped).
-        share: Part of the optimizer step's samples that this batch holds, in (0, 1]; the shares of
-            one step sum to 1, so accumulation over unequal batches is weighted per sample.
+        share: Part of the optimizer step's samples that this batch holds, in [0, 1]; the shares of one step
+            sum to 1 over its micro-batches and all processes, so that unequal batches are weighted per sample.
+            Where gradients are averaged over processes, the loss is scaled by share * processes. 0 is a
+            filler: it keeps its process in step with the others, and its samples are trained elsewhere.
         ends_step: Whether the optimizer steps after this batch.
         epoch: Epoch the batch belongs to, from 1.
+        is_i2v: Whether each sample may be given its first frame; empty means none.
     """
 
     latents: Tensor
@@ -40,6 +43,13 @@ class Batch:
     share: float
     ends_step: bool
     epoch: int
+    is_i2v: tuple[bool, ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory of its tensors."""
+        tensors = (self.latents, self.prompt_embeds, self.prompt_mask, self.frame_rates)
+        return sum(tensor.nbytes for tensor in tensors)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
         """The same batch on `device`: text in `dtype`, latents untouched in kind (float32 maths)."""

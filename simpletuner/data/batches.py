@@ -1,87 +1,45 @@
-"""An endless, resumable stream of batches over encoded samples.
+"""An endless, resumable stream of batches over encoded samples, one of as many as there are processes.
 
 The order of an epoch and everything drawn for a sample are functions of the seed and of running
-numbers, so the position is three integers and a resumed stream equals an undisturbed one. Latents
-and captions come from two functions; nothing here knows how they were encoded. Next stop:
+numbers (`order.py`), so the position is a few integers and a resumed stream equals an undisturbed one.
+Latents and captions come from two functions; nothing here knows how they were encoded. Next stop:
 `objectives/`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import queue
-import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
+from typing import NoReturn
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from simpletuner.core.errors import UserError
+from simpletuner.core.errors import ExitCode, UserError
 from simpletuner.data.batch import Batch
-from simpletuner.data.sample import BucketKey, Sample
-from simpletuner.runtime.random import draw_uniform, stream_generator
+from simpletuner.data.batch_rules import BatchRules, measure_epoch
+from simpletuner.data.draw_table import tabulate
+from simpletuner.data.order import BatchPlan, Cut, Places, cut_batches, order_epoch, plan_steps
+from simpletuner.data.position import Position, identify
+from simpletuner.data.prefetch import Prefetcher
+from simpletuner.data.sample import Sample
+from simpletuner.runtime.random import draw_uniform
 
 ReadLatents = Callable[[Sample], Tensor]
 ReadPrompt = Callable[[str], tuple[Tensor, Tensor]]
-Positions = NDArray[np.int64]
 
-WAIT_SECONDS = 0.2  # how soon a waiting loader thread notices that it should end
-
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """One batch before anything is read.
-
-    Attributes:
-        positions: Places of its draws in the epoch's order.
-        share: Part of the step's draws that this batch holds.
-        ends_step: Whether it is the last of its step.
-    """
-
-    positions: Positions
-    share: float
-    ends_step: bool
-
-
-def order_epoch(draws: int, seed: int, epoch: int) -> Positions:
-    """A permutation of `draws` draws for `epoch` (from 1), the same on every machine."""
-    return torch.randperm(draws, generator=stream_generator(seed, "epoch-order", epoch)).numpy()
-
-
-def plan_batches(buckets: NDArray[np.int64], batch_size: int, accumulation: int) -> list[BatchPlan]:
-    """Cut an epoch's draws into batches of one bucket, and batches into steps.
-
-    Within a bucket draws keep their order, and batches stand where their first draw stands: buckets
-    mix as the draws do, and with one bucket a step of 2 batches of 2 trains what one batch of 4 does.
-    The last batch of a bucket and the last step of the epoch may be smaller; no draw is lost or
-    repeated.
-
-    Args:
-        buckets: [N] number of the bucket of each draw, in the epoch's order.
-        batch_size: Draws per batch.
-        accumulation: Batches per optimizer step.
-    """
-    batches: list[Positions] = []
-    for bucket in np.unique(buckets):
-        places = np.flatnonzero(buckets == bucket)
-        batches += [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
-    batches.sort(key=lambda places: int(places[0]))
-    plans: list[BatchPlan] = []
-    for start in range(0, len(batches), accumulation):
-        step = batches[start : start + accumulation]
-        draws = sum(len(places) for places in step)
-        plans += [BatchPlan(places, len(places) / draws, places is step[-1]) for places in step]
-    return plans
+PREFETCH_BYTES = 1 << 30  # batches waiting in memory; one may exceed it
 
 
 @dataclass(frozen=True)
-class _Failure:
-    """What the loader thread could not do; raised where the batch was asked for."""
+class _Prepared:
+    """A batch, and where the stream stands once it is handed out."""
 
-    error: BaseException
+    batch: Batch
+    after: Position
 
 
 class BatchStream:
@@ -92,138 +50,151 @@ class BatchStream:
         samples: Sequence[Sample],
         read_latents: ReadLatents,
         read_prompt: ReadPrompt,
+        rules: BatchRules,
         *,
-        batch_size: int,
-        accumulation: int,
         seed: int,
         caption_dropout: float,
         prefetch: int = 2,
+        process_index: int = 0,
     ) -> None:
         """Prepare a stream; nothing is read before the first batch is asked for.
 
         Args:
-            samples: What is trained; each is drawn `repeats` times per epoch.
+            samples: What is trained, the same in every process; each is drawn `repeats` times per epoch.
             read_latents: Sample -> latents [C, F, H, W].
             read_prompt: Caption -> features [L, D] and mask [L]; "" gives the empty prompt.
-            batch_size: Draws per batch.
-            accumulation: Batches per optimizer step.
+            rules: How draws become batches, and over how many processes they are dealt out.
             seed: Seed of the order and of the captions.
             caption_dropout: Chance in [0, 1] that a draw uses the empty prompt.
-            prefetch: Batches prepared ahead in a thread; 0 prepares each when it is asked for.
+            prefetch: Batches prepared ahead in a thread at most; 0 prepares each when it is asked for.
+            process_index: Which of the processes this one is, from 0.
         """
-        if not samples or batch_size < 1 or accumulation < 1:
+        if not samples or min(rules.batch_size, rules.accumulation, rules.processes) < 1:
             raise ValueError("a stream needs samples, and at least 1 draw per batch and 1 batch per step")
+        if not 0 <= process_index < rules.processes:
+            raise ValueError(f"process {process_index} is not one of {rules.processes}")
         self._samples = tuple(samples)
         self._read_latents = read_latents
         self._read_prompt = read_prompt
-        self._batch_size = batch_size
-        self._accumulation = accumulation
+        self._rules = rules
         self._seed = seed
         self._caption_dropout = caption_dropout
         self._prefetch = prefetch
+        self._process_index = process_index
         self._pins_memory = torch.cuda.is_available()
-        self._digest = _digest(self._samples)
-        self._draws = np.repeat(np.arange(len(samples)), [sample.repeats for sample in samples])
-        self._bucket_numbers = _number_buckets(self._samples)
-        self._steps_per_epoch, self._batches_per_epoch = self._count()
-        self._epoch, self._batch = 1, 0  # the next batch to hand out
-        self._thread: threading.Thread | None = None
-        self._stop = threading.Event()
-        self._ready: queue.Queue[Batch | _Failure] = queue.Queue()
-        self._source: Iterator[Batch] | None = None
+        self._table = tabulate(self._samples, rules)
+        self._identity = identify(self._samples, rules, self._table, seed)
+        self._size = measure_epoch(self._samples, rules)
+        self._position = Position(1, 0, 0)  # of the next batch to hand out
+        self._ahead: Prefetcher[_Prepared] | None = None
+        self._source: Iterator[_Prepared] | None = None
+        self._waited_seconds = 0.0
 
     @property
     def samples_per_epoch(self) -> int:
-        """Draws of one epoch."""
-        return len(self._draws)
+        """Draws of one epoch, over all processes."""
+        return self._size.draws
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of one epoch."""
-        return self._steps_per_epoch
+        return self._size.steps
 
     @property
     def batches_per_epoch(self) -> int:
-        """Forward passes of one epoch."""
-        return self._batches_per_epoch
+        """Forward passes of one epoch in this process, as many as in every other."""
+        return self._size.micro_steps
+
+    @property
+    def waited_seconds(self) -> float:
+        """How long `next` has kept its caller waiting; the first batch after a start, which nothing could prepare
+        ahead, is left out."""
+        return self._waited_seconds + (self._ahead.waited_seconds if self._ahead else 0.0)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        """The next batch; an error while reading it is raised here."""
-        batch = self._take() if self._prefetch > 0 else self._make()
-        self._batch += 1
-        if self._batch == self._batches_per_epoch:
-            self._epoch, self._batch = self._epoch + 1, 0
-        return batch
-
-    def state_dict(self) -> dict[str, int]:
-        """Position after the batches handed out so far, and what the order depends on."""
-        return {"epoch": self._epoch, "batch": self._batch, **self._identity()}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continue where `state` was taken.
+        """The next batch; an error while reading it is raised here, and the position stays.
 
         Raises:
-            UserError: If samples, batch size, accumulation or seed differ: the order would be another.
+            UserError: If latents or text of a sample cannot be read, naming its file.
         """
-        mine = self._identity()
-        changed = [name for name, value in mine.items() if state[name] != value]
-        if changed:
-            told = {"dataset": "the data set (files, sizes, frames, number of captions or repeats)"}
-            listed = ", ".join(told.get(name, f"{name} ({state[name]} then, {mine[name]} now)") for name in changed)
-            raise UserError(
-                f"the run cannot continue in its data: changed since the checkpoint: {listed}",
-                "A resumed run trains each sample exactly when the undisturbed run would have",
-                "Restore what changed, or start a new run in another output_dir",
-            )
+        prepared = self._take() if self._prefetch > 0 else self._make()
+        self._position = prepared.after
+        return prepared.batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Position after the batches handed out so far, and what the order depends on; equal in all processes."""
+        return {**self._position.as_numbers(), **self._identity.as_numbers()}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> tuple[str, ...]:
+        """Continue where `state` was taken.
+
+        The number of processes and the accumulation may have changed between two steps: the draws that are left
+        are dealt out anew. Clips per batch may have changed where one bucket holds everything, or at the end of an
+        epoch; elsewhere it is not known which draws are left.
+
+        Returns:
+            One sentence for each change, telling what carries over.
+        Raises:
+            UserError: If samples, seed or mixing differ, or batches in a way that loses or repeats draws.
+        """
+        position, told = self._identity.continue_from(state)
         self.close()
-        self._epoch, self._batch = state["epoch"], state["batch"]
+        self._position = position
+        return told
 
     def close(self) -> None:
         """End the loader thread and drop what it prepared; the position stays."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        if self._ahead is not None:
+            self._ahead.close()
+            self._waited_seconds += self._ahead.waited_seconds
+            self._ahead = None
         self._source = None
-
-    def _identity(self) -> dict[str, int]:
-        return {
-            "batch_size": self._batch_size,
-            "accumulation": self._accumulation,
-            "seed": self._seed,
-            "dataset": self._digest,
-        }
 
     # Order --------------------------------------------------------------------------------------
 
-    def _count(self) -> tuple[int, int]:
-        plans = plan_batches(self._bucket_numbers[self._draws], self._batch_size, self._accumulation)
-        return sum(plan.ends_step for plan in plans), len(plans)
-
-    def _generate(self, epoch: int, first: int) -> Iterator[Batch]:
-        """All batches from batch `first` of `epoch` on, without end."""
+    def _generate(self, position: Position) -> Iterator[_Prepared]:
+        """All batches from `position` on, without end."""
         while True:
-            order = self._draws[order_epoch(len(self._draws), self._seed, epoch)]
-            plans = plan_batches(self._bucket_numbers[order], self._batch_size, self._accumulation)
-            for plan in plans[first:]:
-                yield self._read(plan, order, epoch)
-            epoch, first = epoch + 1, 0
+            order = order_epoch(self._table, self._seed, position.epoch)
+            cut = self._cut(order, position.drawn)
+            first = int(np.searchsorted(cut.starts, position.drawn))
+            steps = plan_steps(cut, self._rules.accumulation, self._rules.processes, self._process_index, first)
+            for step in steps:
+                first = min(first + self._rules.batches_per_step, len(cut.starts) - 1)
+                done = self._end_of_step(position.epoch, int(cut.starts[first]))
+                for micro_step, plan in islice(enumerate(step, start=1), position.micro_steps, None):
+                    after = done if plan.ends_step else replace(position, micro_steps=micro_step)
+                    yield _Prepared(self._read(plan, order, position.epoch), after)
+                position = done
+
+    def _cut(self, order: Places, drawn: int) -> Cut:
+        """The batches of an epoch; after a change of the batch size those of what is left of its one group."""
+        groups, capacity = self._table.groups[order], self._table.capacity
+        cut = cut_batches(groups, capacity)
+        if drawn in cut.starts:
+            return cut
+        rest = cut_batches(groups[drawn:], capacity)
+        return Cut(np.concatenate([np.arange(drawn), rest.places + drawn]), np.concatenate([[0], rest.starts + drawn]))
+
+    def _end_of_step(self, epoch: int, drawn: int) -> Position:
+        return Position(epoch + 1, 0, 0) if drawn == self._size.draws else Position(epoch, drawn, 0)
 
     # Reading ------------------------------------------------------------------------------------
 
-    def _read(self, plan: BatchPlan, order: Positions, epoch: int) -> Batch:
-        samples = [self._samples[order[place]] for place in plan.positions]
+    def _read(self, plan: BatchPlan, order: Places, epoch: int) -> Batch:
+        samples = [self._samples[self._table.samples[order[place]]] for place in plan.positions]
         # The number counts draws, not batches: another batch size changes neither noise nor captions.
         numbers = [(epoch - 1) * len(order) + int(place) for place in plan.positions]
         captions = tuple(self._draw_caption(sample, number) for sample, number in zip(samples, numbers, strict=True))
-        embeds, masks = zip(*(self._read_prompt(caption) for caption in captions), strict=True)
+        prompts = [self._prompt_of(sample, caption) for sample, caption in zip(samples, captions, strict=True)]
+        embeds, masks = zip(*prompts, strict=True)
         batch = Batch(
-            latents=_stack([self._read_latents(sample) for sample in samples]),
-            prompt_embeds=_stack(embeds),
-            prompt_mask=_stack(masks),
+            latents=_stack([self._latents_of(sample) for sample in samples], "latents", samples),
+            prompt_embeds=_stack(embeds, "encoded captions", samples),
+            prompt_mask=_stack(masks, "caption masks", samples),
             frame_rates=torch.tensor([sample.frames.frame_rate for sample in samples], dtype=torch.float32),
             bucket=samples[0].bucket,
             sample_numbers=tuple(numbers),
@@ -232,8 +203,21 @@ class BatchStream:
             share=plan.share,
             ends_step=plan.ends_step,
             epoch=epoch,
+            is_i2v=tuple(sample.is_i2v for sample in samples),
         )
         return _pin(batch) if self._pins_memory else batch
+
+    def _latents_of(self, sample: Sample) -> Tensor:
+        try:
+            return self._read_latents(sample)
+        except (OSError, EOFError) as error:
+            _refuse_unreadable("latents", sample, error)
+
+    def _prompt_of(self, sample: Sample, caption: str) -> tuple[Tensor, Tensor]:
+        try:
+            return self._read_prompt(caption)
+        except (OSError, EOFError) as error:
+            _refuse_unreadable("encoded caption", sample, error)
 
     def _draw_caption(self, sample: Sample, number: int) -> str:
         if self._caption_dropout > 0 and self._draw("caption-dropout", number) < self._caption_dropout:
@@ -247,72 +231,55 @@ class BatchStream:
 
     # Prefetching --------------------------------------------------------------------------------
 
-    def _make(self) -> Batch:
+    def _make(self) -> _Prepared:
+        started, is_first = time.perf_counter(), self._source is None
         if self._source is None:
-            self._source = self._generate(self._epoch, self._batch)
+            self._source = self._generate(self._position)
         try:
-            return next(self._source)
+            prepared = next(self._source)
         except BaseException:
             self._source = None  # a generator that raised is spent; the next call starts at the same batch
             raise
+        self._waited_seconds += 0.0 if is_first else time.perf_counter() - started
+        return prepared
 
-    def _take(self) -> Batch:
-        if self._thread is None:
-            self._stop = threading.Event()
-            self._ready = queue.Queue(maxsize=self._prefetch)
-            source = self._generate(self._epoch, self._batch)
-            self._thread = threading.Thread(
-                target=_fill_queue, args=(source, self._ready, self._stop), name="batches", daemon=True
+    def _take(self) -> _Prepared:
+        if self._ahead is None:
+            self._ahead = Prefetcher(
+                self._generate(self._position),
+                most=self._prefetch,
+                most_bytes=PREFETCH_BYTES,
+                size_of=lambda prepared: prepared.batch.size_bytes,
+                name="batches",
             )
-            self._thread.start()
-        batch = self._ready.get()
-        if isinstance(batch, _Failure):
-            self.close()
-            raise batch.error
-        return batch
-
-
-def _fill_queue(source: Iterator[Batch], ready: queue.Queue[Batch | _Failure], stop: threading.Event) -> None:
-    item: Batch | _Failure
-    while not stop.is_set():
         try:
-            item = next(source)
-        except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
-            item = _Failure(error)
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=WAIT_SECONDS)
-                break
-            except queue.Full:
-                continue
-        if isinstance(item, _Failure):
-            return
+            return self._ahead.take()
+        except BaseException:
+            self.close()
+            raise
 
 
-def _number_buckets(samples: Sequence[Sample]) -> NDArray[np.int64]:
-    """[samples] number of each sample's bucket, numbered in the buckets' own order."""
-    numbers: dict[BucketKey, int] = {key: number for number, key in enumerate(sorted({s.bucket for s in samples}))}
-    return np.array([numbers[sample.bucket] for sample in samples], dtype=np.int64)
+def _refuse_unreadable(what: str, sample: Sample, error: Exception) -> NoReturn:
+    raise UserError(
+        f"{sample.name}: its {what} cannot be read ({error})",
+        "Every sample of a batch must be readable, or an epoch would not be complete",
+        "Check the disk and the cache folder, then start the same command again: what is missing is encoded anew",
+        exit_code=ExitCode.DISK,
+    ) from error
 
 
-def _digest(samples: Sequence[Sample]) -> int:
-    """A 63-bit number that changes with anything that the order and the draws depend on.
-
-    The words of a caption are not among it: a mended caption does not stop a run.
-    """
-    digest = hashlib.blake2b(digest_size=8)
-    for sample in samples:
-        facts = (sample.name, str(sample.bucket), sample.frames, sample.crop, len(sample.captions), sample.repeats)
-        digest.update(repr(facts).encode("utf-8"))
-    return int.from_bytes(digest.digest(), "big") >> 1
-
-
-def _stack(rows: Sequence[Tensor]) -> Tensor:
+def _stack(rows: Sequence[Tensor], what: str, samples: Sequence[Sample]) -> Tensor:
     """Join tensors of one shape along a new first axis.
 
     NumPy copies in this thread alone. `torch.stack` would give the loader thread an OpenMP team of its
     own, which competes with the model for the cores.
     """
+    for row, sample in zip(rows, samples, strict=True):
+        if row.shape != rows[0].shape:
+            raise ValueError(
+                f"{what} of {sample.name} have the shape {list(row.shape)}, those of {samples[0].name} "
+                f"{list(rows[0].shape)}, in one batch of bucket {sample.bucket}"
+            )
     if len(rows) == 1:
         return rows[0].unsqueeze(0)
     kind = rows[0].dtype

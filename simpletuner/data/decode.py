@@ -10,19 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from av.error import FFmpegError
 from av.video.reformatter import Colorspace, VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from torch import Tensor
 
-from simpletuner.data.probe import UnusableMedia, open_clip, refuse_unscaled
-from simpletuner.data.sample import CropPlan, Sample
+from simpletuner.data.probe import open_clip, refuse_unscaled, sample_aspect, unusable
+from simpletuner.data.sample import CropPlan, DamagedMedia, MediaInfo, Sample, ShortMedia, UnusableMedia
 from simpletuner.data.storage import Storage
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Frames = NDArray[np.uint8]
 
@@ -40,6 +41,7 @@ SCALER = 0x200 | 0x2000 | 0x4000 | 0x40000
 # Untagged YUV: players take BT.709 from this height up and BT.601 below.
 HD_HEIGHT = 720
 UNTAGGED_COLORSPACES = (2, 3)  # ITU-T H.273: unspecified, reserved
+SHAPE_SLACK = 0.01  # by how much a picture's shape may differ from the planned one, as a share
 TRANSPARENT_SHOWN_ON = (255, 255, 255)
 GREY_16_PER_8 = 257  # 65535 / 255
 
@@ -70,11 +72,13 @@ def decode_frames(storage: Storage, sample: Sample, indices: Sequence[int]) -> F
                 continue
         return _decode_clip(storage, sample, indices, 0.0)
     except FFmpegError as error:
-        raise UnusableMedia(f"damaged: the pictures cannot be decoded ({error.strerror})") from error
+        raise unusable(f"damaged: the pictures cannot be decoded ({error.strerror})", error) from error
 
 
 def frames_to_pixels(frames: Frames) -> Tensor:
     """Frames uint8 [F, H, W, 3] -> pixels float32 [3, F, H, W] in [-1, 1]: 0 is -1 and 255 is +1."""
+    import torch  # here, so that clips are looked at without it
+
     # One pass over a fresh tensor: permuting views would leave the layout of the frames in it.
     pixels = torch.empty((3, *frames.shape[:3]), dtype=torch.float32)
     pixels.copy_(torch.from_numpy(frames).permute(3, 0, 1, 2))
@@ -98,22 +102,21 @@ def _decode_clip(storage: Storage, sample: Sample, indices: Sequence[int], seek_
     moments = [plan.start_seconds + index / plan.frame_rate + half for index in indices]
     frames = np.empty((len(moments), sample.crop.height, sample.crop.width, 3), dtype=np.uint8)
     with open_clip(storage, sample.path) as (container, stream):
-        stored = _stored_stamps(storage, sample.path) if container.format.name == "avi" else ()
-        stream.thread_type = "AUTO"
-        stream.codec_context.thread_count = DECODER_THREADS
-        filled, end = _fill(
-            frames,
-            moments,
-            _timed_frames(container, stream, seek_seconds, info.frame_rate, stored),
-            _FrameCutter(sample.crop),
-            half / 2,
-        )
+        timed = timed_frames(storage, sample.path, container, stream, seek_seconds, info.frame_rate)
+        cutter = _FrameCutter(sample.crop, info, sample_aspect(stream))
+        filled, end = _fill(frames, moments, timed, cutter, half / 2)
     if filled < len(moments):
-        raise UnusableMedia(
-            f"declares {info.num_frames} frames ({info.duration_seconds:.2f} s), but its pictures end at {end:.2f} s: "
-            f"{filled} of {len(moments)} planned frames could be decoded"
-        )
+        raise _shortness(info, end, f"{filled} of {len(moments)} planned frames could be decoded")
     return frames
+
+
+def _shortness(info: MediaInfo, end: float, outcome: str) -> DamagedMedia:
+    reason = (
+        f"declares {info.num_frames} frames ({info.duration_seconds:.2f} s), but its pictures end at {end:.2f} s: "
+        + outcome
+    )
+    num_frames = round(end * info.frame_rate)
+    return ShortMedia(reason, num_frames, end) if num_frames >= 1 else DamagedMedia(reason)
 
 
 def _fill(
@@ -157,13 +160,22 @@ def _stored_stamps(storage: Storage, path: str) -> Sequence[int]:
         return sorted(packet.dts for packet in container.demux(stream) if packet.size and packet.dts is not None)
 
 
-def _timed_frames(
-    container: Any, stream: Any, seek_seconds: float, frame_rate: float, stored: Sequence[int]
+def timed_frames(
+    storage: Storage, path: str, container: Any, stream: Any, seek_seconds: float, frame_rate: float
 ) -> Iterator[tuple[float, float, Any]]:
     """Decoded pictures with the seconds, from the clip's first picture, at which each begins and ends.
 
-    `stored`, if not empty, are the times of the pictures and replace their time stamps.
+    Args:
+        storage: Where the clip lies.
+        path: The clip.
+        container: What `open_clip` gave for it.
+        stream: Likewise.
+        seek_seconds: Pictures from a key frame at or before this moment on; 0 and below for all.
+        frame_rate: Mean frames per second, for pictures that do not say how long they are shown.
     """
+    stored = _stored_stamps(storage, path) if container.format.name == "avi" else ()
+    stream.thread_type = "AUTO"
+    stream.codec_context.thread_count = DECODER_THREADS
     tick = float(stream.time_base)
     zero = None
     if seek_seconds > 0 and any(name in container.format.name for name in SEEKABLE):
@@ -220,14 +232,19 @@ def _orientation(frame: Any) -> _Orientation:
 class _FrameCutter:
     """Scales, turns and cuts the frames of one clip; keeps the scaler's tables between frames."""
 
-    def __init__(self, crop: CropPlan) -> None:
+    def __init__(self, crop: CropPlan, info: MediaInfo, pixel_aspect: float) -> None:
         self._crop = crop
+        self._info = info
+        self._pixel_aspect = pixel_aspect
+        self._orientations: dict[int, _Orientation] = {}
         self._reformatter = VideoReformatter()
 
     def cut(self, frame: Any) -> Frames:
         """Window uint8 [H, W, 3] of a decoded frame."""
-        orientation = _orientation(frame)
+        orientation = self._orientation_of(frame)
         width, height = self._crop.scaled_width, self._crop.scaled_height
+        shown = (frame.width * self._pixel_aspect, frame.height)
+        _refuse_other_shape(shown[::-1] if orientation.swaps_axes else shown, self._info)
         if orientation.swaps_axes:
             width, height = height, width
         ratio = max(frame.width / width, frame.height / height)
@@ -236,6 +253,17 @@ class _FrameCutter:
         else:
             scaled = _resize(_picture_of(frame), width, height)
         return _window(orientation.apply(scaled), self._crop)
+
+    def _orientation_of(self, frame: Any) -> _Orientation:
+        """The frame's orientation, read in full only when its angle is a new one.
+
+        A frame and its side data refer to each other (PyAV 18), so that frames which were asked for
+        theirs pile up until Python looks for cycles: 3 MB each at 1080p.
+        """
+        angle = int(frame.rotation)
+        if angle not in self._orientations:
+            self._orientations[angle] = _orientation(frame)
+        return self._orientations[angle]
 
     def _to_rgb(self, frame: Any, width: int, height: int) -> Any:
         untagged = frame.colorspace in UNTAGGED_COLORSPACES
@@ -249,6 +277,19 @@ class _FrameCutter:
             src_colorspace=guess if untagged else None,
             dst_color_range="JPEG",
             threads=1,
+        )
+
+
+def _refuse_other_shape(shown: tuple[float, float], info: MediaInfo) -> None:
+    """Refuse a picture whose shape is not the planned one: it would be squeezed into the crop.
+
+    A table of sizes may be wrong, and a clip may change its shape half-way.
+    """
+    width, height = shown
+    # The planned size is whole pixels, so that a small picture is off by more.
+    if abs(math.log(width * info.height / (height * info.width))) > SHAPE_SLACK + 1 / min(info.width, info.height):
+        raise UnusableMedia(
+            f"a picture is {width:.0f}x{height:.0f} px, but {info.width}x{info.height} was planned by header or table"
         )
 
 
@@ -297,6 +338,7 @@ def _decode_image(storage: Storage, sample: Sample) -> Frames:
     try:
         with storage.open(sample.path) as handle, Image.open(handle) as image:
             picture = _flatten(ImageOps.exif_transpose(image))
+            _refuse_other_shape(picture.size, sample.info)
     except (OSError, ValueError, SyntaxError) as error:  # Pillow's readers report damage by all three
-        raise UnusableMedia(f"damaged: the picture cannot be decoded ({error})") from error
+        raise unusable(f"damaged: the picture cannot be decoded ({error})", error) from error
     return _window(_resize(picture, crop.scaled_width, crop.scaled_height), crop)

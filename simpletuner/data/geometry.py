@@ -7,7 +7,8 @@ and windows depend on the sample's name only, so that a cache built twice is the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from simpletuner.config.dataset import ClipDataset
@@ -17,6 +18,7 @@ from simpletuner.runtime.seeds import stream_seed
 DEFAULT_SECONDS = 5.0  # length of a trained clip when `num_frames` is absent
 DEFAULT_FRAME_RATE = 25.0  # what LTX-Video was trained at
 SQUARE = 1.0
+SEEDS = 2.0**63  # how many seeds `stream_seed` gives
 PIXELS_PER_MEGAPIXEL = 1e6
 
 
@@ -88,6 +90,22 @@ def refuse_small(width: int, height: int, minimum: float | None, resolution_type
         raise Unfit(f"too small: {width}x{height} px, a square crop at minimum_image_size needs edges of {edge} px")
 
 
+def refuse_enlarged(width: int, height: int, target: tuple[int, int], threshold: float | None) -> None:
+    """Apply `max_upscale_threshold`: the target may have 1 + `threshold` times the area of the source.
+
+    Raises:
+        Unfit: If it has more.
+    """
+    if threshold is None:
+        return
+    growth = target[0] * target[1] / (width * height) - 1
+    if growth > threshold:
+        raise Unfit(
+            f"too small: {width}x{height} px trained as {target[0]}x{target[1]} grows by {growth:.0%} in area, "
+            f"max_upscale_threshold is {threshold:g}"
+        )
+
+
 def refuse_aspect(width: int, height: int, minimum: float | None, maximum: float | None) -> None:
     """Apply the limits on width over height.
 
@@ -118,6 +136,15 @@ def plan_crop(width: int, height: int, dataset: ClipDataset, alignment: int, nam
     refuse_small(width, height, dataset.minimum_image_size, dataset.resolution_type, square=square)
     aspect = _window_aspect(width, height, dataset, name) if dataset.crop else width / height
     target = target_size(aspect, dataset.resolution, dataset.resolution_type, alignment)
+    refuse_enlarged(width, height, target, dataset.max_upscale_threshold)
+    return cover(width, height, target, dataset, name)
+
+
+def cover(width: int, height: int, target: tuple[int, int], dataset: ClipDataset, name: str) -> CropPlan:
+    """Scale a source of `width` x `height` pixels so that it covers `target` (width, height), and cut the rest off.
+
+    `crop_style` says where the window sits when the data set crops, the centre otherwise; `name` seeds random places.
+    """
     scale = max(target[0] / width, target[1] / height)
     if dataset.crop:
         scale = max(scale, _downsample_scale(width, height, dataset))
@@ -135,10 +162,25 @@ def _window_aspect(width: int, height: int, dataset: ClipDataset, name: str) -> 
         return aspect
     listed = dataset.crop_aspect_buckets or ()
     if dataset.crop_aspect == "random":
-        allowed = [shape for shape in listed if _window_is_large_enough(width, height, shape, dataset)]
+        weights = dataset.crop_aspect_weights or (1.0,) * len(listed)
+        allowed = {
+            shape: weight
+            for shape, weight in zip(listed, weights, strict=True)
+            if weight > 0 and _window_is_large_enough(width, height, shape, dataset)
+        }
         if allowed:
-            return allowed[stream_seed(0, f"crop-aspect/{name}", 0) % len(allowed)]
+            return _draw_weighted(allowed, stream_seed(0, f"crop-aspect/{name}", 0) / SEEDS)
     return nearest_aspect(aspect, listed)
+
+
+def _draw_weighted(weights: Mapping[float, float], share: float) -> float:
+    """The key at `share`, in [0, 1), of the total weight."""
+    rest = share * sum(weights.values())
+    for key, weight in weights.items():
+        rest -= weight
+        if rest < 0:
+            return key
+    return next(reversed(weights))
 
 
 def nearest_aspect(aspect: float, listed: Sequence[float]) -> float:
@@ -238,39 +280,111 @@ def required_frames(dataset: ClipDataset, temporal: int) -> int:
 
 
 def plan_frames(info: MediaInfo, dataset: ClipDataset, temporal: int, name: str) -> FramePlan:
-    """Choose the trained moments of a clip or picture; `name` seeds random windows.
+    """The first trained excerpt of a clip or picture without scene changes; see `plan_windows`.
 
     Raises:
         Unfit: If the clip has fewer frames than required or more than allowed.
     """
+    return plan_windows(info, dataset, temporal, name).plans[0]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The trained excerpts of one file.
+
+    Attributes:
+        plans: At least one, in the order of time.
+        unused: Scenes without any: (when they are on show, which rule they break).
+        spare_frames: Frames, at the trained rate, after the last whole window of a clip that is split.
+    """
+
+    plans: tuple[FramePlan, ...]
+    unused: tuple[tuple[str, str], ...] = ()
+    spare_frames: int = 0
+
+
+def plan_windows(
+    info: MediaInfo, dataset: ClipDataset, temporal: int, name: str, cuts: Sequence[float] = ()
+) -> Windows:
+    """Choose the trained moments of a clip or picture.
+
+    A scene between two `cuts` is treated as a clip of its own, so that no window spans a cut.
+
+    Args:
+        info: Header facts.
+        dataset: The entry with its `video` rules.
+        temporal: Counts are multiples of this plus 1.
+        name: Seeds random windows.
+        cuts: Seconds from the first picture, ascending, at which a new scene begins.
+    Raises:
+        Unfit: If no scene has as many frames as required and no more than allowed.
+    """
     if info.kind == "image":
         chosen = dataset.video.frame_rate
         rate = chosen if isinstance(chosen, (int, float)) else dataset.framerate or DEFAULT_FRAME_RATE
-        return FramePlan(1, float(rate), 0.0)
+        return Windows((FramePlan(1, float(rate), 0.0),))
     rate = trained_rate(info, dataset)
-    available = frames_at_rate(info, rate)
-    _refuse_length(info, available, rate, dataset, temporal)
-    wanted = min(requested_frames(dataset, temporal) or available, available)
-    num_frames = frames_8k1(_floor_to_interval(wanted, dataset), temporal)
-    spare = available - num_frames
-    offset = 0
-    if dataset.video.frame_sampling == "middle":
-        offset = spare // 2
-    elif dataset.video.frame_sampling == "random":
-        offset = stream_seed(0, f"frames/{name}", 0) % (spare + 1)
-    return FramePlan(num_frames, rate, offset / rate)
+    ends = [cut for cut in cuts if 0 < cut < info.duration_seconds] + [info.duration_seconds]
+    scenes = list(zip([0.0, *ends], ends, strict=False))
+    plans: list[FramePlan] = []
+    unused: list[tuple[str, str]] = []
+    spare = 0
+    for number, (begin, end) in enumerate(scenes):
+        available = frames_between(info, rate, begin, end)
+        try:
+            count = _trained_count(info, available, rate, round((end - begin) * info.frame_rate), dataset, temporal)
+        except Unfit as unfit:
+            unused.append((f"{begin:.2f} to {end:.2f} s", unfit.reason))
+            continue
+        offsets = _offsets(
+            available - count, count, dataset.video.frame_sampling, f"{name}#{number}" if number else name
+        )
+        plans += [FramePlan(count, rate, begin + offset / rate) for offset in offsets]
+        spare += available - offsets[-1] - count if dataset.video.frame_sampling == "split" else 0
+    if not plans:
+        raise Unfit(
+            unused[0][1] if len(scenes) == 1 else f"none of its {len(scenes)} scenes fits, the first: {unused[0][1]}"
+        )
+    return Windows(tuple(plans), tuple(unused), spare)
 
 
-def _refuse_length(info: MediaInfo, available: int, rate: float, dataset: ClipDataset, temporal: int) -> None:
+def frames_between(info: MediaInfo, frame_rate: float, begin_seconds: float, end_seconds: float) -> int:
+    """How many frames, `frame_rate` a second from `begin_seconds` on, show nothing from `end_seconds` on."""
+    if begin_seconds == 0 and end_seconds >= info.duration_seconds:
+        return frames_at_rate(info, frame_rate)
+    # On the boundary to the next scene a frame is given up, at the end of the clip it is kept.
+    rounding = 1e-6 if end_seconds >= info.duration_seconds else -1e-6
+    return max(0, math.floor((end_seconds - begin_seconds) * frame_rate + 0.5 + rounding))
+
+
+def _offsets(spare: int, count: int, sampling: str, name: str) -> Sequence[int]:
+    """First frames of the windows of `count` frames in a scene with `spare` frames more than that."""
+    if sampling == "middle":
+        return (spare // 2,)
+    if sampling == "random":
+        return (stream_seed(0, f"frames/{name}", 0) % (spare + 1),)
+    if sampling == "split":
+        return range(0, spare + 1, count)
+    return (0,)
+
+
+def _trained_count(info: MediaInfo, available: int, rate: float, own: int, dataset: ClipDataset, temporal: int) -> int:
+    """Frames of each window of a scene with `available` frames at the trained rate, `own` at its own.
+
+    Raises:
+        Unfit: If these are fewer than required or more than allowed.
+    """
     required = required_frames(dataset, temporal)
     count = f"{available} frame{'s' if available != 1 else ''}"
     if rate != info.frame_rate:
-        count += f" at {rate:g} fps ({info.num_frames} at its own {info.frame_rate:.4g} fps)"
+        count += f" at {rate:g} fps ({own} at its own {info.frame_rate:.4g} fps)"
     if available < required:
         raise Unfit(f"too short: {count}, needs {required}")
     longest = dataset.video.max_frames
     if longest is not None and available > longest:
         raise Unfit(f"too long: {count}, max_frames is {longest}")
+    wanted = min(requested_frames(dataset, temporal) or available, available)
+    return frames_8k1(_floor_to_interval(wanted, dataset), temporal)
 
 
 def _floor_to_interval(num_frames: int, dataset: ClipDataset) -> int:

@@ -9,25 +9,20 @@ transfer curve and whether it decodes at all are known from there.
 from __future__ import annotations
 
 import contextlib
-import logging
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 import av
-from av.error import FFmpegError
+from av.error import FFmpegError, InvalidDataError
 from PIL import Image, UnidentifiedImageError
 
-from simpletuner.data.sample import MediaInfo, Unfit
+from simpletuner.data.listing import IMAGE_EXTENSIONS
+from simpletuner.data.sample import DamagedMedia, MediaInfo, Unfit, UnreadMedia, UnusableMedia
 from simpletuner.data.storage import Storage, StoredFile
-from simpletuner.events.types import Event, StageAdvanced, StageFinished, StageStarted
-
-logger = logging.getLogger(__name__)
-
-IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tiff"})
+from simpletuner.data.watched import WatchedFile
 
 # A decoded 16-megapixel frame is 50 MB of RGB and 8K video has 33 megapixels; beyond this a header
 # of a few bytes could claim all memory of the machine.
@@ -36,7 +31,8 @@ LARGEST_PICTURE_MEGAPIXELS = 64
 WIDEST_SAMPLE_ASPECT = 8.0
 # Matroska rounds to milliseconds and an audio track may end a little after the picture.
 MISSING_END_SECONDS = 0.5
-PROBE_EVENTS = 200  # at most so many progress events per scan
+# A picture shown for less or more than the others by this share of their mean makes the rate a variable one.
+UNEVEN_SHARE = 0.25
 PICTURE_FORMATS = ("_pipe", "image2")  # what FFmpeg calls still pictures
 HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # ITU-T H.273 transfer characteristics
 UNSCALED_MODES = {"I": "32-bit whole numbers", "F": "32-bit floating-point numbers"}  # Pillow's modes
@@ -44,8 +40,16 @@ EXIF_ORIENTATION = 0x0112
 EXIF_TURNS = {3: 180, 4: 180, 5: 270, 6: 270, 7: 90, 8: 90}  # degrees counter-clockwise
 
 
-class UnusableMedia(Unfit):
-    """The file is missing, damaged, or of a kind that cannot be trained."""
+def unusable(reason: str, error: Exception) -> UnusableMedia:
+    """The verdict on a file that a reader gave up with `error`.
+
+    FFmpeg blames the file only by "invalid data", Pillow by errors that carry no error number of the system.
+    """
+    if isinstance(error, FFmpegError):
+        at_fault = isinstance(error, InvalidDataError)
+    else:
+        at_fault = not isinstance(error, OSError) or error.errno is None
+    return DamagedMedia(reason) if at_fault else UnreadMedia(reason)
 
 
 @dataclass(frozen=True)
@@ -54,46 +58,25 @@ class Timeline:
 
     num_frames: int
     duration_seconds: float
+    is_even: bool
 
 
-def probe(storage: Storage, path: str) -> MediaInfo:
+def probe(storage: Storage, path: str, listed: StoredFile | None = None) -> MediaInfo:
     """Read what the file at `path` of `storage` holds; its content decides, not its extension.
 
+    Args:
+        storage: Where the file lies.
+        path: Its path there.
+        listed: The file with size and version; saves a question to places that are far away.
     Raises:
         Unfit: If it is no readable clip or picture; the reason says what is wrong.
     """
-    file = storage.stat(path)
+    file = storage.stat(path) if listed is None or storage.local_path(path) else listed
     _check_beginning(storage, file)
     if PurePosixPath(path).suffix.lower() in IMAGE_EXTENSIONS:
         with contextlib.suppress(UnidentifiedImageError):
             return _probe_image(storage, file)
     return _probe_video(storage, file)
-
-
-def probe_all(
-    files: Sequence[tuple[Storage, str]], *, workers: int, emit: Callable[[Event], None]
-) -> list[MediaInfo | Unfit]:
-    """Probe many files in threads, answers in their order; a file that cannot be used gives its `Unfit`."""
-    started = time.monotonic()
-    emit(StageStarted("probe", "Reading headers", len(files), "files"))
-    found: list[MediaInfo | Unfit] = [Unfit("not read")] * len(files)
-    stride = max(1, len(files) // PROBE_EVENTS)
-    with ThreadPoolExecutor(max_workers=max(1, workers), thread_name_prefix="probe") as pool:
-        pending = {pool.submit(_probe_or_reason, *file): number for number, file in enumerate(files)}
-        for done, future in enumerate(as_completed(pending), start=1):
-            found[pending[future]] = future.result()
-            if done % stride == 0 or done == len(files):
-                emit(StageAdvanced("probe", done))
-    unusable = sum(isinstance(result, Unfit) for result in found)
-    emit(StageFinished("probe", len(files), time.monotonic() - started, f"{unusable} unusable" if unusable else ""))
-    return found
-
-
-def _probe_or_reason(storage: Storage, path: str) -> MediaInfo | Unfit:
-    try:
-        return probe(storage, path)
-    except Unfit as unfit:
-        return unfit
 
 
 def refuse_unscaled(picture: Image.Image) -> None:
@@ -118,11 +101,11 @@ def open_clip(storage: Storage, path: str) -> Iterator[tuple[Any, Any]]:
         local = storage.local_path(path)
         try:
             # An absolute path cannot be taken for a URL, and the list keeps play lists off the network.
-            source = str(local.absolute()) if local else opened.enter_context(storage.open(path))
-            options = {"protocol_whitelist": "file"} if local else {}
+            source = str(local.absolute()) if local else opened.enter_context(WatchedFile(storage.open(path)))
+            options = {"protocol_whitelist": "file" if local else "none"}
             container = opened.enter_context(av.open(source, options=options, metadata_errors="replace"))
         except (FFmpegError, OSError) as error:
-            raise UnusableMedia(_why_not_opened(storage, path, error)) from error
+            raise unusable(_why_not_opened(storage, path, error), error) from error
         yield container, _moving_stream(container)
 
 
@@ -150,7 +133,7 @@ def _check_beginning(storage: Storage, file: StoredFile) -> None:
         with storage.open(file.path) as handle:
             beginning = handle.read(512)
     except OSError as error:
-        raise UnusableMedia(f"cannot be reached ({error.strerror or error})") from error
+        raise UnreadMedia(f"cannot be reached ({error.strerror or error})") from error
     _refuse_text(beginning)
 
 
@@ -192,8 +175,11 @@ def _cut_index(storage: Storage, file: StoredFile) -> str:
     A cut index may still open, with a wrong list of frames.
     """
     size = file.size_bytes
-    with storage.open(file.path) as handle:
-        boxes = _top_level_boxes(handle, size)
+    try:
+        with storage.open(file.path) as handle:
+            boxes = _top_level_boxes(handle, size)
+    except OSError as error:
+        raise UnreadMedia(f"cannot be read ({error.strerror or error})") from error
     if not boxes or boxes[0].name != "ftyp":
         return ""
     for box in boxes:
@@ -233,17 +219,18 @@ def _probe_video(storage: Storage, file: StoredFile) -> MediaInfo:
         if any(mark in container.format.name for mark in PICTURE_FORMATS):
             return _probe_picture_stream(storage, file)
         _check_size(stream.codec_context.width, stream.codec_context.height)
+        stream.codec_context.thread_count = 1  # for one picture, starting threads costs as much as decoding it
         cut = _cut_index(storage, file)
         if cut:
-            raise UnusableMedia(cut)
+            raise DamagedMedia(cut)
         try:
             timeline, frame = _read_timeline(container, stream, file.size_bytes)
         except FFmpegError as error:
-            raise UnusableMedia(f"damaged: the first picture cannot be decoded ({error.strerror})") from error
+            raise unusable(f"damaged: the first picture cannot be decoded ({error.strerror})", error) from error
         if frame is None:
-            raise UnusableMedia("damaged: not one picture can be decoded")
+            raise DamagedMedia("damaged: not one picture can be decoded")
         _refuse_hdr(frame)
-        aspect = _sample_aspect(stream)
+        aspect = sample_aspect(stream)
         width, height = max(1, round(frame.width * aspect)), frame.height
         rotation = round(frame.rotation / 90) * 90 % 360
         if rotation in (90, 270):
@@ -257,9 +244,13 @@ def _probe_video(storage: Storage, file: StoredFile) -> MediaInfo:
             duration_seconds=timeline.duration_seconds,
             rotation=rotation,
             sample_aspect=aspect,
-            codec=stream.codec_context.name,
+            codec=stream.codec_context.codec.canonical_name,
             size_bytes=file.size_bytes,
             version=file.version,
+            interlaced=bool(frame.interlaced_frame),
+            variable_rate=not timeline.is_even,
+            pixel_format=frame.format.name,
+            audio=next((str(sound.codec_context.name) for sound in container.streams.audio if sound.codec_context), ""),
         )
 
 
@@ -267,7 +258,7 @@ def _probe_picture_stream(storage: Storage, file: StoredFile) -> MediaInfo:
     try:
         return _probe_image(storage, file)
     except UnidentifiedImageError as error:
-        raise UnusableMedia(f"not a readable picture ({error})") from error
+        raise unusable(f"not a readable picture ({error})", error) from error
 
 
 def _probe_image(storage: Storage, file: StoredFile) -> MediaInfo:
@@ -282,7 +273,7 @@ def _probe_image(storage: Storage, file: StoredFile) -> MediaInfo:
     except UnidentifiedImageError:
         raise
     except (OSError, ValueError, SyntaxError) as error:  # Pillow's readers report damage by all three
-        raise UnusableMedia(f"not a readable picture ({error})") from error
+        raise unusable(f"not a readable picture ({error})", error) from error
     _check_size(width, height)
     if orientation >= 5:
         width, height = height, width
@@ -320,7 +311,8 @@ def _refuse_hdr(frame: Any) -> None:
         )
 
 
-def _sample_aspect(stream: Any) -> float:
+def sample_aspect(stream: Any) -> float:
+    """Width over height of one stored pixel of a video stream; 1 where it does not say, or nonsense."""
     declared = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
     aspect = float(declared) if declared else 1.0
     return aspect if 1 / WIDEST_SAMPLE_ASPECT <= aspect <= WIDEST_SAMPLE_ASPECT else 1.0
@@ -348,10 +340,12 @@ def _timeline_of_index(stream: Any, entries: Any, size_bytes: int) -> Timeline:
     shown = [entry for entry in entries if not entry.is_discard]
     whole = sum(entry.pos + entry.size <= size_bytes for entry in shown)
     if whole < len(shown):
-        raise UnusableMedia(f"truncated: the header declares {len(shown)} frames, the file ends after {whole}")
+        raise DamagedMedia(f"truncated: the header declares {len(shown)} frames, the file ends after {whole}")
     if not shown:
         raise UnusableMedia("the video stream has no frames")
-    return Timeline(len(shown), float(stream.duration * stream.time_base))
+    # Decoding order: with reordered pictures these times are still as even as those of showing.
+    even = _are_even([entry.timestamp for entry in shown])
+    return Timeline(len(shown), float(stream.duration * stream.time_base), even)
 
 
 def _timeline_of_packets(container: Any, stream: Any) -> tuple[Timeline, Any]:
@@ -374,7 +368,16 @@ def _timeline_of_packets(container: Any, stream: Any) -> tuple[Timeline, Any]:
     if not starts:
         raise UnusableMedia("the video stream has no frames")
     _refuse_missing_end(container, stream, len(starts), last_end)
-    return Timeline(len(starts), _duration_of(starts, durations, stream)), first_frame
+    return Timeline(len(starts), _duration_of(starts, durations, stream), _are_even(sorted(starts))), first_frame
+
+
+def _are_even(stamps: Sequence[int]) -> bool:
+    """Whether pictures follow one another evenly, apart from the rounding of their times to ticks."""
+    if len(stamps) < 3:
+        return True
+    mean = (stamps[-1] - stamps[0]) / (len(stamps) - 1)
+    slack = max(2.0, UNEVEN_SHARE * mean)
+    return all(abs(later - earlier - mean) <= slack for earlier, later in itertools.pairwise(stamps))
 
 
 def _duration_of(starts: list[int], durations: list[int], stream: Any) -> float:
@@ -391,9 +394,9 @@ def _duration_of(starts: list[int], durations: list[int], stream: Any) -> float:
 
 def _refuse_missing_end(container: Any, stream: Any, num_frames: int, last_end: float) -> None:
     if stream.frames > num_frames:
-        raise UnusableMedia(f"truncated: the header declares {stream.frames} frames, the file holds {num_frames}")
+        raise DamagedMedia(f"truncated: the header declares {stream.frames} frames, the file holds {num_frames}")
     if container.duration is None or "matroska" not in container.format.name:
         return
     declared = (container.duration + (container.start_time or 0)) / av.time_base
     if declared - last_end > MISSING_END_SECONDS:
-        raise UnusableMedia(f"truncated: the header declares {declared:.2f} s, the file ends after {last_end:.2f} s")
+        raise DamagedMedia(f"truncated: the header declares {declared:.2f} s, the file ends after {last_end:.2f} s")

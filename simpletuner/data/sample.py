@@ -37,6 +37,32 @@ class Unfit(Exception):  # noqa: N818 - a verdict on a file, not a fault
         self.reason = reason
 
 
+class UnusableMedia(Unfit):
+    """The file is missing, damaged, or of a kind that cannot be trained."""
+
+
+class DamagedMedia(UnusableMedia):
+    """The bytes of the file are at fault: not the disk, the memory, a missing decoder or a setting."""
+
+
+class UnreadMedia(UnusableMedia):
+    """The file could not be read this time (disk, network, memory); it is tried again at the next start."""
+
+
+class ShortMedia(DamagedMedia):
+    """The pictures end before the time that the header declares.
+
+    Attributes:
+        num_frames: Frames that the file really holds, at its own rate.
+        duration_seconds: When the last of them ends.
+    """
+
+    def __init__(self, reason: str, num_frames: int, duration_seconds: float) -> None:
+        super().__init__(reason)
+        self.num_frames = num_frames
+        self.duration_seconds = duration_seconds
+
+
 @dataclass(frozen=True)
 class MediaInfo:
     """What the header of a file says, after rotation and sample aspect are applied.
@@ -53,6 +79,10 @@ class MediaInfo:
         codec: Name of the codec ("h264").
         size_bytes: Size of the file.
         version: Text that changes with the content of the file, see `storage.StoredFile`.
+        interlaced: Whether the first picture is two half pictures of different moments.
+        variable_rate: Whether the frames are shown for clearly different times.
+        pixel_format: How pictures are stored, in FFmpeg's words ("yuv420p10le"); empty when not known.
+        audio: Name of the first sound stream's codec; empty without sound, or when not known.
     """
 
     kind: MediaKind
@@ -66,6 +96,10 @@ class MediaInfo:
     codec: str
     size_bytes: int
     version: str
+    interlaced: bool = False
+    variable_rate: bool = False
+    pixel_format: str = ""
+    audio: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,6 +155,8 @@ class Sample:
         crop: How each frame is cut.
         captions: All captions of the file, at least one; one is drawn each time the sample is used.
         repeats: Times the sample is used per epoch, at least 1.
+        part: Which of the excerpts of one file this is, from 0.
+        is_i2v: Whether training may give the model its first frame.
     """
 
     dataset: str
@@ -130,6 +166,8 @@ class Sample:
     crop: CropPlan
     captions: tuple[str, ...]
     repeats: int
+    part: int = 0
+    is_i2v: bool = False
 
     @property
     def bucket(self) -> BucketKey:
@@ -137,19 +175,33 @@ class Sample:
 
     @property
     def name(self) -> str:
-        """Unique name across data sets, used in reports and as a part of cache fingerprints."""
-        return f"{self.dataset}/{self.path}"
+        """Unique name across data sets, used in reports and as a part of cache fingerprints.
+
+        The second excerpt of a file is "set/clip.mp4#2"; the first one keeps the plain name.
+        """
+        name = f"{self.dataset}/{self.path}"
+        return f"{name}#{self.part + 1}" if self.part else name
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A file that is not trained, and why; the file itself is never touched."""
+    """A file, or one scene of it, that is not trained, and why; the file itself is never touched.
+
+    Attributes:
+        dataset: Id of the data set entry.
+        path: Path below the entry's folder.
+        reason: What was found and which rule it breaks.
+        part: Which part of the file is meant ("12.40 to 13.10 s") when others are trained; else empty.
+        damaged: Whether the bytes of the file are at fault, see `DamagedMedia`.
+    """
 
     dataset: str
     path: str
     reason: str
+    part: str = ""
+    damaged: bool = False
 
     @property
     def shown_path(self) -> str:
         """The path as reports print it: on one line, control characters written out."""
-        return printable(self.path)
+        return f"{printable(self.path)} ({self.part})" if self.part else printable(self.path)

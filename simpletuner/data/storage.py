@@ -1,8 +1,8 @@
 """Where the files of a data set lie: one way to list them and to read their bytes, whatever the place.
 
 A storage lists everything below its root and opens files for reading, from any position. It knows
-nothing of clips or captions. The local folder lives here; other places are files of `backends/`,
-found through `config/catalogs/backends.py`.
+nothing of clips. The local folder lives here; other places are files of `backends/`, found through
+`config/catalogs/backends.py`. Some places bring a table of captions and sizes (`FactTable`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from simpletuner.config.catalogs.backends import BACKENDS
+from simpletuner.config.catalogs.backends import BACKENDS, TABLES
 from simpletuner.config.dataset import ClipDataset
 from simpletuner.core.errors import UserError
 from simpletuner.data.sample import Unfit, printable
@@ -27,8 +27,9 @@ class StoredFile:
 
     Attributes:
         path: Path below the root with forward slashes; unique within the storage.
-        size_bytes: Size; -1 when the place does not tell it without reading.
-        version: Text that changes when the content does (time stamp in nanoseconds, entity tag, revision).
+        size_bytes: Size; -1 in a listing when the place does not tell it for all files at once, never from `stat`.
+        version: Text that changes when the content does (time stamp in nanoseconds, entity tag, revision). Empty in
+            a listing when only `stat` can tell it (the URLs of a list); never empty from `stat`.
     """
 
     path: str
@@ -81,6 +82,55 @@ class Storage(Protocol):
 
     def local_path(self, path: str) -> Path | None:
         """The file on this machine's disk, None if it lies elsewhere; decoders are faster on a path."""
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """What a table says of one file; what it does not say is absent.
+
+    Attributes:
+        captions: Captions in the order of their columns, trimmed, none of them empty.
+        width: Width as shown, in pixels.
+        height: Height as shown, in pixels.
+        num_frames: Frames of the clip.
+        fps: Frames per second.
+    """
+
+    captions: tuple[str, ...] = ()
+    width: int | None = None
+    height: int | None = None
+    num_frames: int | None = None
+    fps: float | None = None
+
+
+class FactTable(Protocol):
+    """Captions and sizes of many files, read once into memory."""
+
+    @property
+    def place(self) -> str:
+        """The table in words for messages ("table 'clips.parquet'")."""
+
+    def facts(self, path: str) -> TableRow | None:
+        """What the table says of the file at `path` of the storage; None if it has no row for it."""
+
+
+def open_facts(dataset: ClipDataset, storage: Storage) -> FactTable | None:
+    """The table that comes with a data set: its `parquet` block, the list, or the columns of a Hub data set.
+
+    Args:
+        dataset: The entry.
+        storage: What `open_storage` gave for it.
+    Returns:
+        None if the entry has no table.
+    Raises:
+        UserError: If the table cannot be read or lacks a column that the entry names.
+    """
+    named = "parquet" in (dataset.metadata_backend, dataset.caption_strategy) and dataset.parquet.path is not None
+    kind = "parquet" if named else dataset.type
+    if kind not in TABLES:
+        return None
+    table: FactTable | None = TABLES.load(kind)(dataset, storage)
+    return table
 
 
 def open_storage(dataset: ClipDataset) -> Storage:

@@ -32,7 +32,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Records of a file in order; a torn or foreign line is passed over, a missing file is empty."""
     try:
         handle = path.open("rb")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     with handle:
         for line in handle:

@@ -6,9 +6,10 @@
         journal.jsonl          every event, append-only
         metrics.jsonl          one line per optimizer step
 
-Events are delivered to every sink in order on the calling thread. A sink that fails is switched off
-with a warning and never stops training; only the journal, which everything else is rebuilt from,
-stops the run when the disk takes no more (docs/decisions/0005-events.md). Knows nothing of models.
+Events are handed to every sink in order on the calling thread; those that tell somebody outside only
+queue them and work on threads of their own. A sink that fails is switched off with a warning and never
+stops training; only the journal, which everything else is rebuilt from, stops the run when the disk
+takes no more (docs/decisions/0005-events.md). Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -20,14 +21,18 @@ import platform
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import simpletuner
-from simpletuner.config.catalogs.sinks import SINKS
+from simpletuner.config.catalogs.sinks import LOCAL_SINKS, SINKS
+from simpletuner.config.sections.reporting import ReportingSection
+from simpletuner.config.webhook_file import Webhook
 from simpletuner.core.errors import UserError
 from simpletuner.core.files import ensure_writable, write_json_atomic
-from simpletuner.events.sink import Sink
+from simpletuner.events.choice import chosen_sinks, missing_packages
+from simpletuner.events.sink import Sink, SinkContext
 from simpletuner.events.sinks.journal import last_sequence, utc_now
 from simpletuner.events.types import Event, Noticed, RunFinished, RunStarted, StepFinished
 
@@ -44,8 +49,16 @@ _SINK_FAULTS = (OSError, ValueError, UserError)
 class Run:
     """A run in `folder`; `emit` tells every sink what happened."""
 
-    def __init__(self, folder: Path, name: str, sinks: Sequence[str] = tuple(SINKS)) -> None:
-        """Open the named sinks in catalog order.
+    def __init__(
+        self, folder: Path, name: str, sinks: Sequence[str] = LOCAL_SINKS, context: SinkContext | None = None
+    ) -> None:
+        """Open the named sinks in the order given.
+
+        Args:
+            folder: The run folder.
+            name: Name of the run in reports.
+            sinks: Names in `config/catalogs/sinks.py`.
+            context: What remote sinks are opened with; its `emit` becomes this run's.
 
         Raises:
             UserError: If a durable sink cannot write (exit code 6), or a name is not in the catalog.
@@ -57,10 +70,11 @@ class Run:
         self._sinks: dict[str, Sink] = {}
         self._started = self._ended = False
         self._last_step = 0
+        given = replace(context or SinkContext(folder, name), emit=self._emit_for_sink)
         faults: dict[str, BaseException] = {}
         for sink_name in sinks:
             try:
-                self._sinks[sink_name] = SINKS.load(sink_name)(folder)
+                self._sinks[sink_name] = SINKS.load(sink_name)(given if SINKS[sink_name].remote else folder)
             except _SINK_FAULTS as error:
                 if SINKS[sink_name].durable:
                     raise
@@ -96,12 +110,25 @@ class Run:
                 self.emit(RunFinished(self._last_step, "stopped" if stopped else "failed", detail))
 
     def close(self) -> None:
-        """Close every sink; a fault while closing cannot harm what was delivered."""
-        with self._lock:
-            for sink in self._sinks.values():
+        """Close every sink; a fault while closing cannot harm what was delivered.
+
+        Remote sinks go first and outside the lock: what they could not deliver is still told to the others.
+        """
+        for name, sink in reversed(list(self._sinks.items())):
+            if SINKS[name].remote:
                 with contextlib.suppress(*_SINK_FAULTS):
                     sink.close()
+        with self._lock:
+            for name, sink in self._sinks.items():
+                if not SINKS[name].remote:
+                    with contextlib.suppress(*_SINK_FAULTS):
+                        sink.close()
             self._sinks = {}
+
+    def _emit_for_sink(self, event: Event) -> None:
+        # A journal that cannot be written stops the run where it is next told something, not here.
+        with contextlib.suppress(*_SINK_FAULTS):
+            self.emit(event)
 
     def _note(self, event: Event) -> None:
         if isinstance(event, StepFinished):
@@ -122,7 +149,9 @@ def open_run(
     name: str,
     *,
     seed: int | None = None,
-    sinks: Sequence[str] = tuple(SINKS),
+    sinks: Sequence[str] = LOCAL_SINKS,
+    reporting: ReportingSection | None = None,
+    webhooks: tuple[Webhook, ...] = (),
 ) -> Iterator[Run]:
     """Prepare the run folder and lend the run; its end is recorded even when the body fails.
 
@@ -131,15 +160,24 @@ def open_run(
         document: `RunConfig.as_document()`, written to `resolved_config.json`.
         name: Name of the run in reports.
         seed: Seed of the run, noted in `versions.json`.
-        sinks: Names in `config/catalogs/sinks.py`.
+        sinks: Names in `config/catalogs/sinks.py` that are always told.
+        reporting: Which trackers and uploads are asked for; None asks for none.
+        webhooks: Who is told over the network.
 
     Raises:
-        UserError: If the folder cannot be written, or the disk is full (exit code 6).
+        UserError: If the folder cannot be written, the disk is full (exit code 6), or the package of a tracker is
+            not installed.
     """
+    further: tuple[str, ...] = ()
+    if reporting is not None:
+        if missing := tuple(missing_packages(reporting)):
+            raise UserError.of(missing)
+        further = chosen_sinks(reporting, webhooks)
     ensure_writable(folder, "output_dir")
     write_json_atomic(folder / CONFIG_FILE, dict(document))
     write_json_atomic(folder / VERSIONS_FILE, describe_versions() | {"seed": seed, "started": utc_now()})
-    run = Run(folder, name, sinks)
+    context = SinkContext(folder, name, document, reporting or ReportingSection(), webhooks)
+    run = Run(folder, name, (*sinks, *further), context)
     try:
         yield run
     except BaseException as error:

@@ -1,9 +1,14 @@
-"""What every receiver of events offers; sinks fulfil the protocol, they inherit nothing."""
+"""What every receiver of events offers, and what one is given; sinks fulfil the protocol, they inherit nothing."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
 
+from simpletuner.config.sections.reporting import ReportingSection
+from simpletuner.config.webhook_file import Webhook
 from simpletuner.events.types import Event
 
 
@@ -19,3 +24,36 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Finish what is pending; called once, also when the run fails."""
+
+
+@dataclass(frozen=True)
+class SinkContext:
+    """What a sink that tells somebody outside the run folder is opened with.
+
+    Attributes:
+        folder: The run folder.
+        run_name: Name of the run in reports.
+        document: `RunConfig.as_document()`; its secrets are starred.
+        reporting: The options about who is told.
+        webhooks: Receivers of the webhook file.
+        emit: Tells every sink of the run, from any thread; for what only this sink knows.
+    """
+
+    folder: Path
+    run_name: str
+    document: Mapping[str, Any] = field(default_factory=dict)
+    reporting: ReportingSection = field(default_factory=ReportingSection)
+    webhooks: tuple[Webhook, ...] = ()
+    emit: Callable[[Event], None] = lambda event: None
+
+    def options(self) -> dict[str, Any]:
+        """Option -> value of the document, without secrets."""
+        return {
+            name: facts["value"]
+            for section in self.document.get("options", {}).values()
+            for name, facts in section.items()
+            if facts["value"] != STARRED
+        }
+
+
+STARRED = "***"  # what the document says instead of a secret

@@ -92,7 +92,7 @@ class CheckpointSaved(Event):
 @dataclass(frozen=True)
 class VideoGenerated(Event):
     step: int
-    weights: Literal["base", "adapter"]
+    weights: Literal["base", "adapter", "ema"]
     nickname: str
     prompt: str
     width: int
@@ -101,6 +101,15 @@ class VideoGenerated(Event):
     frame_rate: float
     seed: int
     path: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Uploaded(Event):
+    """Files are where others can get them; told only after the other side has confirmed it."""
+
+    what: str  # such as "checkpoint-500"
+    address: str
     seconds: float
 
 

@@ -21,6 +21,7 @@ class RatePlan:
         warmup_steps: Steps from zero to `base`; 0 starts at `base`.
         end: Rate at the end of a decaying course, at least 0.
         power: Exponent of the polynomial course, above 0.
+        cycles: How often a course with restarts begins anew, at least 1.
     """
 
     base: float
@@ -28,6 +29,7 @@ class RatePlan:
     warmup_steps: int = 0
     end: float = 0.0
     power: float = 1.0
+    cycles: int = 1
 
 
 def constant(step: int, plan: RatePlan) -> float:
@@ -63,8 +65,31 @@ def cosine(step: int, plan: RatePlan) -> float:
     return _warming_up(step, plan, _between(plan, _half_cosine(_progress(step, plan))))
 
 
+def cosine_with_restarts(step: int, plan: RatePlan) -> float:
+    """Straight rise over the warm-up, then `cycles` equal cosines, each from `base` to `end`.
+
+    Source: Loshchilov and Hutter 2016 (arXiv 1608.03983), warm restarts of equal length.
+    """
+    progress = _progress(step, plan)
+    within = progress * plan.cycles % 1.0 if progress < 1.0 else 1.0
+    return _warming_up(step, plan, _between(plan, _half_cosine(within)))
+
+
+def sine(step: int, plan: RatePlan) -> float:
+    """Half a sine: from half-way between `end` and `base` up to `base` and back, after a straight warm-up.
+
+    A warm-up of the whole run or more is read as the half period, as in `cosine`: no warm-up, one half wave.
+    """
+    if warmup_is_half_period(plan):
+        return _between(plan, _half_sine(min(step / plan.total_steps, 1.0)))
+    start = _between(plan, _half_sine(0.0))
+    if step < plan.warmup_steps:
+        return start * step / plan.warmup_steps
+    return _between(plan, _half_sine(_progress(step, plan)))
+
+
 def warmup_is_half_period(plan: RatePlan) -> bool:
-    """Whether `cosine` reads the warm-up as half a period instead of a warm-up."""
+    """Whether `cosine` and `sine` read the warm-up as half a period instead of a warm-up."""
     return plan.warmup_steps >= plan.total_steps
 
 
@@ -80,6 +105,10 @@ def _progress(step: int, plan: RatePlan) -> float:
 
 def _half_cosine(progress: float) -> float:
     return (1.0 + math.cos(math.pi * progress)) / 2.0
+
+
+def _half_sine(progress: float) -> float:
+    return (1.0 + math.sin(math.pi * progress)) / 2.0
 
 
 def _between(plan: RatePlan, share: float) -> float:

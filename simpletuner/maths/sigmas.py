@@ -35,14 +35,6 @@ def logit_normal_sigmas(normals: Float[Tensor, " batch"], scale: float = 1.0) ->
     return torch.sigmoid(scale * normals)
 
 
-def uniform_sigmas(uniforms: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-    """Take uniform draws in [0, 1) as noise levels in (0, 1], so that none is without noise.
-
-    Computes 1 - u: the draw may be 0 but never 1.
-    """
-    return 1.0 - uniforms
-
-
 def shift_sigmas(sigmas: Float[Tensor, " batch"], shift: float) -> Float[Tensor, " batch"]:
     """Move noise levels towards noise (shift above 1) or towards detail (below 1).
 

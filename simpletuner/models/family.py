@@ -32,6 +32,8 @@ class GenerationRequest:
         guidance: Classifier-free guidance scale; 1 switches it off.
         num_inference_steps: Denoising steps.
         seed: Seed of the starting noise (CPU generator).
+        first_frame: [3, height, width] float32 in [-1, 1], the picture with which the video begins; None for text
+            alone. Needs at least temporal + 1 frames.
     """
 
     prompt_embeds: Tensor
@@ -45,6 +47,7 @@ class GenerationRequest:
     guidance: float
     num_inference_steps: int
     seed: int
+    first_frame: Tensor | None = None
 
 
 class Source(Protocol):
@@ -86,6 +89,8 @@ class ModelFamily(Protocol):
     """One architecture: how to find, load, call and sample it."""
 
     grid: Grid
+    attention_class: str  # class of its attention layers, as adapter files name it
+    block_list: str  # name of the list of repeated blocks in its transformer
 
     def resolve(self, settings: ModelSection) -> Source:
         """Find the checkpoint and its release; download what is missing from the Hub.
@@ -98,7 +103,9 @@ class ModelFamily(Protocol):
         self, source: Source, dtype: torch.dtype, device: torch.device, *, tiling: bool = False
     ) -> Autoencoder: ...
 
-    def load_prompt_encoder(self, source: Source, dtype: torch.dtype, device: torch.device) -> PromptEncoder: ...
+    def load_prompt_encoder(
+        self, source: Source, dtype: torch.dtype, device: torch.device, *, precision: str = "no_change"
+    ) -> PromptEncoder: ...
 
     def load_transformer(self, source: Source, dtype: torch.dtype, device: torch.device) -> nn.Module: ...
 
@@ -111,8 +118,15 @@ class ModelFamily(Protocol):
         prompt_embeds: Tensor,
         prompt_mask: Tensor,
         frame_rates: Tensor,
+        first_frame_sigmas: Tensor | None = None,
     ) -> Tensor:
-        """Velocity prediction [B, C, F, H, W] for noised latents at noise levels sigmas [B] in [0, 1]."""
+        """Velocity prediction [B, C, F, H, W] for noised latents at noise levels sigmas [B] in [0, 1].
+
+        `first_frame_sigmas` [B] are the levels of the first latent frame where they differ.
+        """
+
+    def input_widths(self, transformer: nn.Module) -> tuple[int, int]:
+        """Channels of its latents and width of its text features, as this transformer was built."""
 
     def adapter_targets(self, transformer: nn.Module, choice: str | Sequence[str]) -> list[str]:
         """Full names of the linear layers meant by "attention", "all" or a list of name endings.
@@ -135,3 +149,21 @@ class ModelFamily(Protocol):
         self, path: Path, tensors: dict[str, Tensor], adapter_config: dict[str, Any], metadata: dict[str, str]
     ) -> None:
         """Write one LoRA file which the family's diffusers pipeline loads at the right strength."""
+
+    def adapter_metadata(self, tensors: dict[str, Tensor]) -> dict[str, str]:
+        """What tools show about an adapter file with these tensors, for its metadata."""
+
+    def layer_named(self, name: str) -> str | None:
+        """Diffusers name of the linear layer that a file of any layout calls `name`; None if there is none such."""
+
+    def original_layer(self, layer: str) -> str:
+        """Name of a layer in the original model, from the Diffusers one."""
+
+    def load_transformer_at(self, place: str, dtype: torch.dtype | None) -> nn.Module:
+        """The transformer of a checkpoint, of a `transformer` folder or of a single file, on the CPU.
+
+        `dtype` None keeps the stored format.
+
+        Raises:
+            UserError: If there is none.
+        """

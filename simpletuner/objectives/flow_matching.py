@@ -10,81 +10,105 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+import torch
 from torch import Tensor, nn
 
 from simpletuner.config.sections.flow import FlowSection
-from simpletuner.core.errors import UserError
 from simpletuner.data.batch import Batch
-from simpletuner.maths.losses import squared_error
+from simpletuner.maths.losses import huber, huber_thresholds, smooth_l1, squared_error
 from simpletuner.maths.noising import noise_latents, velocity_target
-from simpletuner.maths.sigmas import auto_shift, logit_normal_sigmas, shift_sigmas, uniform_sigmas
+from simpletuner.maths.sigmas import auto_shift
 from simpletuner.models.family import ModelFamily, Source
+from simpletuner.objectives.first_frame import FirstFrames, GivenFrames
+from simpletuner.objectives.noise_levels import NoiseLevels
 from simpletuner.objectives.terms import LossTerm
-from simpletuner.runtime.random import draw_normal, draw_uniform
+from simpletuner.runtime.random import draw_normal
 
 NOISE_STREAM: Final = "noise"
-SIGMA_STREAM: Final = "sigma"
+PERTURBATION_STREAM: Final = "input-perturbation"
 
-_LOSSES: Final[dict[str, Callable[[Tensor, Tensor], Tensor]]] = {"l2": squared_error}
+# Losses that grow like the distance where it is large, with a threshold per sample.
+_ROUNDED: Final[dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]] = {"huber": huber, "smooth_l1": smooth_l1}
 
 
 class FlowMatching:
     """Velocity flow matching on straight paths."""
 
     def __init__(self, family: ModelFamily, source: Source, settings: FlowSection, seed: int) -> None:
-        """Fix what stays the same for the whole run.
-
-        Raises:
-            UserError: If the loss type is not built.
-        """
-        if settings.loss_type not in _LOSSES:
-            raise UserError(
-                f"loss_type '{settings.loss_type}' is not built",
-                f"Available: {', '.join(_LOSSES)}",
-                "Set loss_type to one of these, or leave it out",
-            )
+        """Fix what stays the same for the whole run."""
         self._family = family
         self._source = source
         self._settings = settings
         self._seed = seed
-        self._loss = _LOSSES[settings.loss_type]
+        self._levels = NoiseLevels(settings, seed)
+        self._first_frames = FirstFrames(settings, seed)
 
-    def __call__(self, transformer: nn.Module, batch: Batch) -> tuple[LossTerm, ...]:
-        """Loss of one batch that `Batch.to` has put on the computing device.
+    def __call__(self, transformer: nn.Module, batch: Batch, step: int) -> tuple[LossTerm, ...]:
+        """Loss of one batch that `Batch.to` has put on the computing device, for optimizer step `step` (from 1).
 
         Latents are noised in float32; the family casts them when it calls the transformer. The loss
-        is float32: mean over each sample's cells, then over samples.
+        is float32: mean over each sample's cells that are not given clean, then over samples.
         """
         latents = batch.latents
         sigmas = self.draw_sigmas(batch)
         noise = _to_device(draw_normal(latents.shape[1:], self._seed, NOISE_STREAM, batch.sample_numbers), latents)
         device_sigmas = _to_device(sigmas, latents)
+        given = self._first_frames.draw(batch, sigmas)
+        first_sigmas = None if given is None else _to_device(given.sigmas, latents)
+        shown = self._perturbed(noise, batch, step)
+        noised = noise_latents(latents, shown, device_sigmas)
+        if first_sigmas is not None:
+            noised[:, :, 0] = noise_latents(latents[:, :, 0], shown[:, :, 0], first_sigmas)
         prediction = self._family.predict(
             transformer,
             self._source,
-            noise_latents(latents, noise, device_sigmas),
+            noised,
             device_sigmas,
             batch.prompt_embeds,
             batch.prompt_mask,
             batch.frame_rates,
+            first_frame_sigmas=first_sigmas,
         )
-        per_sample = self._loss(prediction, velocity_target(latents, noise))
+        per_sample = self._loss_per_sample(prediction, velocity_target(latents, noise), sigmas, given)
         return (LossTerm("loss", per_sample.mean(), per_sample=per_sample.detach(), sigmas=sigmas),)
 
     def draw_sigmas(self, batch: Batch) -> Tensor:
         """Noise levels [B] of the batch's samples, float32 on the CPU, shifted as configured."""
-        if self._settings.flow_use_uniform_schedule:
-            sigmas = uniform_sigmas(draw_uniform(self._seed, SIGMA_STREAM, batch.sample_numbers))
-        else:
-            normals = draw_normal((), self._seed, SIGMA_STREAM, batch.sample_numbers)
-            sigmas = logit_normal_sigmas(normals, self._settings.flow_sigmoid_scale)
-        return shift_sigmas(sigmas, self.shift_of(batch.latents[0, 0].numel()))
+        return self._levels.draw(batch.sample_numbers, self.shift_of(batch.latents[0, 0].numel()))
 
     def shift_of(self, num_tokens: int) -> float:
         """Shift applied to clips of `num_tokens` latent cells; the automatic one wins over the fixed one."""
         if self._settings.flow_schedule_auto_shift:
             return auto_shift(num_tokens)
         return self._settings.flow_schedule_shift or 1.0
+
+    def _loss_per_sample(self, prediction: Tensor, target: Tensor, sigmas: Tensor, given: GivenFrames | None) -> Tensor:
+        """Loss of each sample [B]: the mean over the cells that it has to predict, all but a clean first frame."""
+        whole = self._distance(prediction, target, sigmas)
+        if given is None or not given.clean.any():
+            return whole
+        rest = self._distance(prediction[:, :, 1:], target[:, :, 1:], sigmas)
+        return torch.where(_to_device(given.clean, rest), rest, whole)
+
+    def _distance(self, prediction: Tensor, target: Tensor, sigmas: Tensor) -> Tensor:
+        """Loss of each sample [B] by the configured kind."""
+        if self._settings.loss_type == "l2":
+            return squared_error(prediction, target)
+        thresholds = huber_thresholds(sigmas, self._settings.huber_c, self._settings.huber_schedule)
+        return _ROUNDED[self._settings.loss_type](prediction, target, _to_device(thresholds, target))
+
+    def _perturbed(self, noise: Tensor, batch: Batch, step: int) -> Tensor:
+        """The noise that the model is shown: with `input_perturbation` more than it has to predict.
+
+        Source: Ning et al. 2023 (arXiv 2301.11706), input perturbation.
+        """
+        share, fading = self._settings.input_perturbation, self._settings.input_perturbation_steps
+        if fading:
+            share *= max(0.0, 1.0 - (step - 1) / fading)
+        if not share:
+            return noise
+        extra = draw_normal(noise.shape[1:], self._seed, PERTURBATION_STREAM, batch.sample_numbers)
+        return torch.add(noise, _to_device(extra, noise), alpha=share)
 
 
 def _to_device(values: Tensor, like: Tensor) -> Tensor:

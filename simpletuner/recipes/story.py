@@ -13,10 +13,11 @@ from simpletuner.caching.prompts import PromptCache
 from simpletuner.config.run_config import RunConfig
 from simpletuner.data.batches import BatchStream
 from simpletuner.data.buckets import describe_buckets
-from simpletuner.data.find import summarize_reasons
+from simpletuner.data.notes import summarize_reasons
 from simpletuner.data.sample import LeftOut, Sample
 from simpletuner.events.types import Event, Noticed, StoryTold
 from simpletuner.recipes.plan import RunPlan
+from simpletuner.recipes.survey import batch_rules
 from simpletuner.runtime.host import Host
 from simpletuner.training.state import TrainState
 
@@ -32,14 +33,17 @@ def tell_plan(config: RunConfig, plan: RunPlan, host: Host, emit: Callable[[Even
         emit(Noticed("note", note))
     for line in _left_out_lines(plan):
         emit(Noticed("warning", line))
-    total = len(plan.found.samples) + len(plan.found.left_out)
+    used = {(sample.dataset, sample.path) for sample in plan.samples}
+    seen = used | {(sample.dataset, sample.path) for sample in plan.found.samples}
+    seen |= {(item.dataset, item.path) for item in plan.found.left_out}
+    excerpts = f" in {len(plan.samples)} excerpts" if len(plan.samples) != len(used) else ""
     lines: Lines = (
-        ("found", f"{total} files in {len(config.datasets)} data set{'s' if len(config.datasets) != 1 else ''}"),
-        ("used", f"{len(plan.samples)} ({sum(len(sample.captions) for sample in plan.samples)} captions)"),
-        ("left out", str(total - len(plan.samples))),
+        ("found", f"{len(seen)} files in {len(config.datasets)} data set{'s' if len(config.datasets) != 1 else ''}"),
+        ("used", f"{len(used)}{excerpts} ({sum(len(sample.captions) for sample in plan.samples)} captions)"),
+        ("left out", str(len(seen) - len(used))),
     )
     emit(StoryTold("Clips", lines))
-    emit(StoryTold("Buckets", describe_buckets(plan.samples, plan.family.grid, config.schedule.train_batch_size)))
+    emit(StoryTold("Buckets", describe_buckets(plan.samples, plan.family.grid, batch_rules(config))))
 
 
 def tell_training(
@@ -53,26 +57,23 @@ def tell_training(
     """Caches, steps and epochs, trained parameters, where things go."""
     latents, prompts = caches
     trainable = state.trainable
-    facts = trainable.facts
     plan = state.learning_rate
-    batch = config.schedule.train_batch_size
-    accumulation = config.schedule.gradient_accumulation_steps
     epochs = state.total_steps / batches.steps_per_epoch
-    layers = len(facts["lora_targets"])
     first, last = plan(0), plan(max(state.total_steps - 1, 0))
     lines: Lines = (
         ("latents", f"{latents.encoded} encoded now, {latents.reused} reused"),
         ("captions", f"{prompts.encoded} encoded now, {prompts.reused} reused"),
         (
             "adapter",
-            f"LoRA, rank {facts['lora_rank']}, alpha {facts['lora_alpha']:g}, on {layers} layers: "
-            f"{trainable.trained_count:,} trained of {trainable.total_count:,} parameters",
+            f"{trainable.adapter.describe()}: {trainable.trained_count:,} trained of {trainable.total_count:,} "
+            "parameters",
         ),
         (
             "optimizer",
             f"{config.optimizer.optimizer}, learning rate {first:.3g} at the first step, {last:.3g} at the last",
         ),
-        ("step", f"{batch} clips × {accumulation} micro-batches"),
+        *_methods(config, state, samples),
+        ("step", batch_rules(config).describe()),
         ("length", f"{state.total_steps} steps of {batches.steps_per_epoch} per epoch = {epochs:.1f} epochs"),
         ("position", f"step {state.step}, epoch {batches.state_dict()['epoch']}"),
         ("run folder", str(Path(config.checkpoint.output_dir).resolve())),
@@ -80,13 +81,28 @@ def tell_training(
     emit(StoryTold("Training", lines))
 
 
+def _methods(config: RunConfig, state: TrainState, samples: tuple[Sample, ...]) -> Lines:
+    """What is special about this run; nothing is said of what is switched off."""
+    lines: list[tuple[str, str]] = []
+    precision = config.precision
+    if precision.base_model_precision != "no_change":
+        lines.append(("base", f"its blocks are stored as {precision.base_model_precision}"))
+    if state.average is not None:
+        lines.append(("average", f"looks back over about {state.average.horizon_steps:.0f} steps, exported as ema/"))
+    given = sum(sample.is_i2v for sample in samples)
+    if given and config.flow.ltx_i2v_prob:
+        share = f"{config.flow.ltx_i2v_prob:.0%}"
+        lines.append(("image-to-video", f"{given} samples are given their first frame in {share} of their draws"))
+    return tuple(lines)
+
+
 def _left_out_lines(plan: RunPlan) -> list[str]:
     """One sentence per kind of reason, with one file of each named."""
-    kept = set(plan.samples)
+    kept = {sample.name for sample in plan.samples}  # their cut or repeats may have changed since they were found
     pruned = [
         LeftOut(sample.dataset, sample.path, f"bucket {sample.bucket} holds fewer samples than one batch")
         for sample in plan.found.samples
-        if sample not in kept
+        if sample.name not in kept
     ]
     left_out = [*plan.found.left_out, *pruned]
     if len(left_out) <= _NAMED_FILES:

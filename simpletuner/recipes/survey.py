@@ -6,16 +6,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from simpletuner.config.catalogs.families import FAMILIES
 from simpletuner.config.run_config import RunConfig
 from simpletuner.core.errors import Problem, Severity, UserError
+from simpletuner.data.batch_rules import BatchRules
 from simpletuner.data.buckets import check_buckets
-from simpletuner.data.find import FoundSamples, find_samples, summarize_reasons
+from simpletuner.data.find import FoundSamples, find_samples
+from simpletuner.data.notes import summarize_reasons
 from simpletuner.data.sample import Sample
 from simpletuner.data.storage import Storage, open_storage
+from simpletuner.data.tails import BucketPlan, fill_buckets, raise_repeats
 from simpletuner.events.types import Event
+from simpletuner.recipes.bad_files import leave_out_known
 
 
 @dataclass(frozen=True)
@@ -39,24 +43,41 @@ def survey_data(config: RunConfig, emit: Callable[[Event], None]) -> Survey:
     Raises:
         UserError: With every problem found, and notes on files left out beside them.
     """
+    found, storages = find_data(config, emit)
+    try:
+        plan = plan_buckets(found, config)
+    except UserError as error:
+        raise UserError.of([*error.problems, *_left_out_notes(found)]) from error
+    return Survey(replace(found, notes=(*found.notes, *plan.notes)), plan.samples, storages)
+
+
+def find_data(config: RunConfig, emit: Callable[[Event], None]) -> tuple[FoundSamples, dict[str, Storage]]:
+    """All samples of all data sets, whether they fill a batch or not, and where their files lie.
+
+    Raises:
+        UserError: If a place cannot be listed, or a data set has no usable file.
+    """
     storages = {entry.id: open_storage(entry) for entry in config.datasets}
     grid = FAMILIES[str(config.model.model_family)].grid
     found = find_samples(config.datasets, storages, grid, workers=config.caching.max_workers, emit=emit)
-    try:
-        samples = check_sizes(found.samples, config)
-    except UserError as error:
-        raise UserError.of([*error.problems, *_left_out_notes(found)]) from error
-    return Survey(found, samples, storages)
+    return leave_out_known(found, config.datasets), storages
+
+
+def plan_buckets(found: FoundSamples, config: RunConfig) -> BucketPlan:
+    """Which of the samples found are trained, and what is to be told about that; see `fill_buckets` for its errors."""
+    return fill_buckets(found.samples, batch_rules(config), {entry.id: entry for entry in config.datasets})
 
 
 def check_sizes(samples: tuple[Sample, ...], config: RunConfig) -> tuple[Sample, ...]:
     """The samples whose buckets can fill a batch; see `check_buckets` for the rule and its errors."""
-    return check_buckets(
-        samples,
-        batch_size=config.schedule.train_batch_size,
-        accumulation=config.schedule.gradient_accumulation_steps,
-        disable_bucket_pruning=config.data.disable_bucket_pruning,
-    )
+    rules = batch_rules(config)
+    return check_buckets(raise_repeats(samples, rules).samples, rules)
+
+
+def batch_rules(config: RunConfig, processes: int = 1) -> BatchRules:
+    """How draws become batches in this run of `processes` processes."""
+    grid = FAMILIES[str(config.model.model_family)].grid
+    return BatchRules.from_config(config.schedule, config.data, config.datasets, grid, processes)
 
 
 def _left_out_notes(found: FoundSamples) -> list[Problem]:

@@ -31,20 +31,30 @@ from simpletuner.events.types import (
     StageStarted,
 )
 from simpletuner.objectives.flow_matching import FlowMatching
-from simpletuner.recipes.encode import fill_caches, load_autoencoder
+from simpletuner.recipes.bad_files import keep_damaged
+from simpletuner.recipes.encode import AutoencoderShelf, fill_caches
 from simpletuner.recipes.plan import RunPlan, plan_run
 from simpletuner.recipes.story import tell_plan, tell_training
-from simpletuner.recipes.survey import check_sizes
+from simpletuner.recipes.survey import batch_rules, check_sizes
 from simpletuner.runtime.host import Host, find_host, release_memory
 from simpletuner.runtime.lock import hold_folder
 from simpletuner.runtime.signals import StopRequest, stop_on_signals
 from simpletuner.training.build import Trainable, build_trainable
-from simpletuner.training.checkpoint import WEIGHTS_NAME, check_facts, prune_checkpoints, restore, save_checkpoint
+from simpletuner.training.checkpoint import (
+    check_facts,
+    prune_checkpoints,
+    restore,
+    save_average,
+    save_checkpoint,
+)
 from simpletuner.training.due import is_due
 from simpletuner.training.fit import fit
+from simpletuner.training.self_test import refuse_deaf_layers
 from simpletuner.training.state import TrainState
-from simpletuner.validation.generate import VIDEO_FOLDER, generate_videos, video_name
+from simpletuner.validation.generate import VIDEO_FOLDER, Weights, generate_videos, video_name
 from simpletuner.validation.report import write_report
+
+WORTH_TELLING = 0.01  # share of the time spent waiting for data that is told
 
 Outcome = Literal["finished", "stopped"]
 
@@ -60,6 +70,7 @@ class Session:
     host: Host
     run: Run
     prompts: PromptCache
+    autoencoders: AutoencoderShelf
     trainable: Trainable
     state: TrainState
     batches: BatchStream
@@ -83,14 +94,22 @@ def train_from_config(config: RunConfig, advice: str = ADVICE) -> int:
     host = find_host()
     name, seed = config.reporting.tracker_run_name, config.schedule.seed
     ensure_writable(folder, "output_dir")
-    with hold_folder(folder), open_run(folder, config.as_document(), name, seed=seed) as run:
+    with (
+        hold_folder(folder),
+        open_run(
+            folder, config.as_document(), name, seed=seed, reporting=config.reporting, webhooks=config.webhooks
+        ) as run,
+    ):
         # Not what lies below: another run may be filling a cache there, or live in a sub-folder.
         for own in (folder, folder / VIDEO_FOLDER):
             sweep(own, recursive=False)
         with stop_on_signals(lambda text: run.emit(Noticed("note", text))) as stop:
             plan = open_plan(config, host, run)
-            caches = fill_caches(config, plan, host, run.emit)
-            session = begin_session(config, plan, caches, host, run)
+            autoencoders = AutoencoderShelf(config, plan, host)
+            caches = fill_caches(config, plan, host, run.emit, autoencoders)
+            keep_damaged(config, plan.storages, plan.samples, plan.found.left_out, "probe", run.emit)
+            keep_damaged(config, plan.storages, plan.samples, caches[0].left_out, "decode", run.emit)
+            session = begin_session(config, plan, caches, autoencoders, host, run)
             try:
                 outcome = run_session(session, stop)
             finally:
@@ -113,7 +132,12 @@ def open_plan(config: RunConfig, host: Host, run: Run) -> RunPlan:
 
 
 def begin_session(
-    config: RunConfig, plan: RunPlan, caches: tuple[LatentCache, PromptCache], host: Host, run: Run
+    config: RunConfig,
+    plan: RunPlan,
+    caches: tuple[LatentCache, PromptCache],
+    autoencoders: AutoencoderShelf,
+    host: Host,
+    run: Run,
 ) -> Session:
     """Bring in the model and put everything where the checkpoint left it."""
     latents, prompts = caches
@@ -123,13 +147,15 @@ def begin_session(
         samples,
         latents.read,
         prompts.read,
-        batch_size=config.schedule.train_batch_size,
-        accumulation=config.schedule.gradient_accumulation_steps,
+        batch_rules(config),
         seed=config.schedule.seed,
         caption_dropout=config.data.caption_dropout_probability,
+        prefetch=config.data.dataloader_prefetch_qlen if config.data.dataloader_prefetch else 0,
     )
     total_steps = config.schedule.max_train_steps or config.schedule.num_train_epochs * batches.steps_per_epoch
     trainable = build_trainable(plan.family, plan.source, config, host.device)
+    if config.precision.base_model_precision != "no_change":
+        refuse_deaf_layers(trainable, plan.family, plan.source, config.precision.base_model_precision)
     state = TrainState.begin(trainable, batches, config, total_steps)
     if plan.checkpoint is not None:
         for sentence in restore(state, plan.checkpoint, _run_facts(config, plan)):
@@ -137,7 +163,7 @@ def begin_session(
     if warning := state.learning_rate.warning():
         run.emit(Noticed("warning", warning))
     tell_training(config, samples, caches, state, batches, run.emit)
-    return Session(config, plan, host, run, prompts, trainable, state, batches)
+    return Session(config, plan, host, run, prompts, autoencoders, trainable, state, batches)
 
 
 def run_session(session: Session, stop: StopRequest) -> Outcome:
@@ -150,7 +176,7 @@ def run_session(session: Session, stop: StopRequest) -> Outcome:
     if not (config.validation.disable_benchmark or config.validation.validation_disable):
         generate_base_videos(session)
     if config.validation.validation_on_startup:
-        validate(session, "adapter")
+        validate_trained(session)
 
     def saves(step: int) -> bool:
         return is_due(step, config.checkpoint.checkpoint_step_interval, total)
@@ -169,12 +195,18 @@ def run_session(session: Session, stop: StopRequest) -> Outcome:
         if done.step == total:
             export(session)
         if validates(done.step) and not stop():
-            validate(session, "adapter")
-    run.emit(StageFinished("train", state.step, time.monotonic() - started))
+            validate_trained(session)
+    run.emit(StageFinished("train", state.step, seconds := time.monotonic() - started, _told_wait(session, seconds)))
     if saved != state.step:
         save(session)
     stop.patient = False
     return "finished" if state.step >= total else "stopped"
+
+
+def _told_wait(session: Session, seconds: float) -> str:
+    """How long the loop waited for data; empty when that is not worth a word."""
+    waited = session.batches.waited_seconds
+    return f"waited {waited:.1f} s for data" if seconds > 0 and waited / seconds > WORTH_TELLING else ""
 
 
 def save(session: Session) -> int:
@@ -189,7 +221,7 @@ def save(session: Session) -> int:
 
 
 def complete_outputs(session: Session) -> None:
-    """Make what a run that is trained to its end lacks: its adapter, its last videos.
+    """Make what a run that is trained to its end may lack: its adapter, its last videos.
 
     Raises:
         UserError: If the checkpoint is already beyond the end.
@@ -202,29 +234,52 @@ def complete_outputs(session: Session) -> None:
             "Raise max_train_steps, or continue from an earlier checkpoint in another output_dir",
         )
     session.run.emit(Noticed("note", f"nothing to train: step {state.step} of {state.total_steps} is done"))
-    if not (session.folder / WEIGHTS_NAME).exists():
-        export(session)
-    if not has_videos(session, "adapter"):
-        validate(session, "adapter")
+    # Always: what lies there may be missing its average, or be of an earlier end of the run.
+    export(session)
+    if not all(has_videos(session, weights) for weights in shown_weights(session.config)):
+        validate_trained(session)
 
 
 def export(session: Session) -> Path:
     """Write the trained adapter where users look for it: the root of the run folder."""
-    path = session.folder / WEIGHTS_NAME
+    path = _weights_path(session)
     session.trainable.save_weights(path, _metadata(session))
+    if session.state.average is not None:
+        save_average(session.state, session.folder, _metadata(session))
     return path
 
 
-def validate(session: Session, weights: Literal["base", "adapter"]) -> None:
-    """Generate the validation videos with or without the adapter; a failure never stops training."""
+def _weights_path(session: Session) -> Path:
+    return session.folder / session.trainable.adapter.weights_name
+
+
+def shown_weights(config: RunConfig) -> tuple[Weights, ...]:
+    """Which weights validation shows: trained, averaged, or both."""
+    if not config.average.use_ema:
+        return ("adapter",)
+    shown: dict[str, tuple[Weights, ...]] = {
+        "none": ("adapter",), "ema_only": ("ema",), "comparison": ("adapter", "ema")
+    }  # fmt: skip
+    return shown[config.average.ema_validation]
+
+
+def validate_trained(session: Session) -> None:
+    """Generate the validation videos of the run as it is now."""
+    for weights in shown_weights(session.config):
+        validate(session, weights)
+
+
+def validate(session: Session, weights: Weights) -> None:
+    """Generate the validation videos with these weights; a failure never stops training."""
     config, plan = session.config, session.plan
     if config.validation.validation_disable or not config.prompts:
         return
     generate_videos(
-        session.trainable,
+        session.trainable.transformer,
+        session.state.wearing,
         plan.family,
         plan.source,
-        lambda: load_autoencoder(config, plan, session.host),
+        session.autoencoders,
         session.prompts,
         config.prompts,
         config.validation,
@@ -237,7 +292,7 @@ def validate(session: Session, weights: Literal["base", "adapter"]) -> None:
     release_memory(session.host.device)
 
 
-def has_videos(session: Session, weights: Literal["base", "adapter"]) -> bool:
+def has_videos(session: Session, weights: Weights) -> bool:
     """Whether every video of these weights at this step exists."""
     settings, folder = session.config.validation, session.folder / VIDEO_FOLDER
     step = 0 if weights == "base" else session.state.step
@@ -253,7 +308,7 @@ def generate_base_videos(session: Session) -> None:
     facts = fingerprint(
         {
             "model": {part: session.plan.source.identity(part) for part in ("transformer", "autoencoder", "text")},
-            "prompts": [(entry.nickname, entry.prompt) for entry in session.config.prompts],
+            "prompts": [(entry.nickname, entry.prompt, entry.image) for entry in session.config.prompts],
             "settings": session.config.validation.model_dump(mode="json"),
             "frame_rate": session.config.data.framerate,
             "precision": session.config.precision.model_dump(mode="json"),
@@ -262,6 +317,10 @@ def generate_base_videos(session: Session) -> None:
     )
     record = session.folder / VIDEO_FOLDER / "base.json"
     if record.exists() and json.loads(record.read_text()) == facts and has_videos(session, "base"):
+        return
+    if session.state.step and not session.trainable.adapter.keeps_base:
+        told = "the base model's videos are not made: its own weights have been trained since (model_type full)"
+        session.run.emit(Noticed("note", told))
         return
     validate(session, "base")
     if has_videos(session, "base"):
@@ -276,24 +335,33 @@ def _run_facts(config: RunConfig, plan: RunPlan) -> dict[str, Any]:
         "train_batch_size": config.schedule.train_batch_size,
         "gradient_accumulation_steps": config.schedule.gradient_accumulation_steps,
         "caption_dropout_probability": config.data.caption_dropout_probability,
-        "flow_schedule_shift": config.flow.flow_schedule_shift,
-        "flow_schedule_auto_shift": config.flow.flow_schedule_auto_shift,
-        "flow_sigmoid_scale": config.flow.flow_sigmoid_scale,
-        "flow_use_uniform_schedule": config.flow.flow_use_uniform_schedule,
+        **config.flow.model_dump(mode="json"),
     }
 
 
 def _early_facts(config: RunConfig, plan: RunPlan) -> dict[str, Any]:
     """The facts known before the model is loaded, so that a misfit shows before any encoding."""
-    alpha = config.adapter.lora_alpha
     return {
         **_run_facts(config, plan),
+        "model_type": str(config.model.model_type),
+        **({} if config.model.model_type == "full" else _early_adapter_facts(config)),
+        "optimizer": config.optimizer.optimizer,
+        "seed": config.schedule.seed,
+    }
+
+
+def _early_adapter_facts(config: RunConfig) -> dict[str, Any]:
+    alpha = config.adapter.lora_alpha
+    return {
         "lora_type": config.adapter.lora_type,
         "lora_rank": config.adapter.lora_rank,
         # An absent alpha follows the rank; one misfit is not told twice.
         **({} if alpha is None else {"lora_alpha": float(alpha)}),
-        "optimizer": config.optimizer.optimizer,
-        "seed": config.schedule.seed,
+        **(
+            {}
+            if config.lycoris is None
+            else {"lycoris_config": config.lycoris.model_dump(mode="json", exclude_none=True)}
+        ),
     }
 
 
@@ -319,4 +387,6 @@ def _next_words(session: Session, outcome: Outcome, advice: str) -> str:
         if session.state.step == 0:
             return "No step was finished. Start the same command again."
         return f"Saved checkpoint-{session.state.step} in {folder}. Start the same command again to go on from there."
-    return "\n".join((f"adapter  {folder / WEIGHTS_NAME}", f"report   {folder / 'report.html'}", advice))
+    label = "adapter" if session.trainable.adapter.keeps_base else "weights"
+    weights = f"{label}  {folder / session.trainable.adapter.weights_name}"
+    return "\n".join((weights, f"report   {folder / 'report.html'}", advice))

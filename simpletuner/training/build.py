@@ -14,22 +14,19 @@ from typing import Any, Final, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from simpletuner.config.catalogs.adapters import ADAPTERS
 from simpletuner.config.catalogs.optimizers import OPTIMIZERS
+from simpletuner.config.lycoris_file import LycorisFile
 from simpletuner.config.sections.adapter import AdapterSection
 from simpletuner.config.sections.memory import MemorySection
+from simpletuner.config.sections.model import ModelSection
 from simpletuner.config.sections.optimizer import OptimizerSection
 from simpletuner.config.sections.precision import PrecisionSection
 from simpletuner.config.sections.schedule import ScheduleSection
 from simpletuner.core.errors import UserError
-from simpletuner.models.adapters.lora import (
-    adapter_config,
-    adapter_disabled,
-    adapter_parameters,
-    adapter_tensors,
-    attach_lora,
-    load_adapter_tensors,
-)
+from simpletuner.models.adapters.adapter import Adapter
 from simpletuner.models.family import ModelFamily, Source
+from simpletuner.models.precision.quantize import quantize_blocks
 
 _WEIGHT_DTYPES: Final = {"no": torch.float32, "bf16": torch.bfloat16}
 _PARAMETER_DTYPES: Final = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -39,7 +36,11 @@ class BuildSettings(Protocol):
     """The sections of the configuration that shape a trainable model."""
 
     @property
+    def model(self) -> ModelSection: ...
+    @property
     def adapter(self) -> AdapterSection: ...
+    @property
+    def lycoris(self) -> LycorisFile | None: ...
     @property
     def precision(self) -> PrecisionSection: ...
     @property
@@ -56,25 +57,29 @@ class _Checkpointing(Protocol):
 
 @dataclass(frozen=True)
 class Trainable:
-    """A frozen transformer with an adapter that is trained.
+    """A frozen transformer with an adapter that is trained, or a transformer that is trained itself.
 
     Attributes:
         transformer: The base model with the adapter attached, on `device`.
         family: How to call it.
+        adapter: What is trained beside it.
         parameters: The trained parameters by name, in the fixed order the optimizer sees.
         device: Where the model is computed.
         dtype: Number format of the frozen weights and of the model's inputs.
         draws_dropout: Whether the forward pass draws from torch's global generator.
         facts: What a checkpoint compares: rank, alpha, targets, number format.
+        skips_layers: Whether a forward pass may leave out whole layers of the adapter, which then get no gradient.
     """
 
     transformer: nn.Module
     family: ModelFamily
+    adapter: Adapter
     parameters: Mapping[str, nn.Parameter]
     device: torch.device
     dtype: torch.dtype
     draws_dropout: bool
     facts: Mapping[str, Any]
+    skips_layers: bool = False
 
     @property
     def trained_count(self) -> int:
@@ -84,27 +89,36 @@ class Trainable:
     @property
     def total_count(self) -> int:
         """Number of all values, frozen and trained."""
-        return sum(parameter.numel() for parameter in self.transformer.parameters())
+        everything = {id(p): p.numel() for p in (*self.transformer.parameters(), *self.parameters.values())}
+        return sum(everything.values())
 
     def tensors(self) -> dict[str, Tensor]:
         """Copies of the trained tensors on the CPU, in their own number format."""
-        return adapter_tensors(self.transformer)
+        return {
+            name: parameter.detach().to("cpu", copy=True).contiguous() for name, parameter in self.parameters.items()
+        }
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put saved tensors in the place of the trained ones.
+        """Put tensors that `tensors` gave back, exactly."""
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[name])
+
+    def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put the tensors of a file that `save_weights` wrote in the place of the trained ones.
 
         Raises:
             UserError: If names or shapes differ.
         """
-        load_adapter_tensors(self.transformer, dict(tensors))
+        self.adapter.load_file_tensors(tensors)
 
     def save_weights(self, path: Path, metadata: Mapping[str, str]) -> None:
-        """Write the adapter as one file that the family's diffusers pipeline loads as it is."""
-        self.family.save_adapter(path, self.tensors(), adapter_config(self.transformer), dict(metadata))
+        """Write what was trained as the file or folder of its kind."""
+        self.adapter.save(path, metadata)
 
     def plain_weights(self) -> AbstractContextManager[None]:
-        """While open, the transformer computes as if it had no adapter."""
-        return cast(AbstractContextManager[None], adapter_disabled(self.transformer))
+        """While open, the transformer computes as if it had no adapter (see `Adapter.keeps_base`)."""
+        return self.adapter.disabled()
 
 
 def build_trainable(family: ModelFamily, source: Source, config: BuildSettings, device: torch.device) -> Trainable:
@@ -115,23 +129,47 @@ def build_trainable(family: ModelFamily, source: Source, config: BuildSettings, 
     """
     adapter = config.adapter
     dtype = weight_dtype(config.precision)
-    transformer = family.load_transformer(source, dtype, device)
-    transformer.requires_grad_(False)
-    targets = family.adapter_targets(transformer, adapter.peft_lora_target_modules or adapter.lora_targets)
+    transformer = load_frozen(family, source, config.precision, dtype, device)
     parameter_dtype = _PARAMETER_DTYPES[OPTIMIZERS[config.optimizer.optimizer].parameter_dtype]
-    attach_lora(transformer, targets, adapter, parameter_dtype, config.schedule.seed)
+    is_full = config.model.model_type == "full"
+    build = ADAPTERS.load("full" if is_full else adapter.lora_type)
+    attached: Adapter = build(transformer, family, adapter, config.lycoris, parameter_dtype, config.schedule.seed)
     if config.memory.gradient_checkpointing:
         cast(_Checkpointing, transformer).enable_gradient_checkpointing()
     transformer.train()
     return Trainable(
         transformer=transformer,
         family=family,
-        parameters=adapter_parameters(transformer),
+        adapter=attached,
+        parameters=attached.parameters(),
         device=device,
         dtype=dtype,
-        draws_dropout=adapter.lora_dropout > 0,
-        facts={**_adapter_facts(adapter, targets), "mixed_precision": config.precision.mixed_precision},
+        draws_dropout=not is_full and (adapter.lora_dropout > 0 or config.lycoris is not None),
+        facts={
+            **attached.facts,
+            "mixed_precision": config.precision.mixed_precision,
+            "base_model_precision": config.precision.base_model_precision,
+        },
+        skips_layers=not is_full and config.lycoris is not None and config.lycoris.skips_layers,
     )
+
+
+def load_frozen(
+    family: ModelFamily, source: Source, precision: PrecisionSection, dtype: torch.dtype, device: torch.device
+) -> nn.Module:
+    """The base transformer on `device`, frozen, its blocks stored as `base_model_precision` says.
+
+    With `quantize_via` cpu it is quantized before it is moved, so that the device never holds it whole.
+
+    Raises:
+        UserError: If a package for the precision is missing.
+    """
+    if precision.base_model_precision == "no_change":
+        return family.load_transformer(source, dtype, device).requires_grad_(False)
+    place = torch.device("cpu") if precision.quantize_via == "cpu" else device
+    transformer = family.load_transformer(source, dtype, place).requires_grad_(False)
+    quantize_blocks(transformer, precision.base_model_precision, family.block_list)
+    return transformer.to(device)
 
 
 def weight_dtype(precision: PrecisionSection) -> torch.dtype:
@@ -146,14 +184,6 @@ def weight_dtype(precision: PrecisionSection) -> torch.dtype:
             "LTX-Video overflows in fp16, and fp8 arithmetic is not built",
             "Use 'bf16', or 'no' for float32",
         )
+    if precision.base_model_precision != "no_change" and precision.base_model_default_dtype == "fp32":
+        return torch.float32
     return _WEIGHT_DTYPES[precision.mixed_precision]
-
-
-def _adapter_facts(adapter: AdapterSection, targets: list[str]) -> dict[str, Any]:
-    alpha = adapter.lora_rank if adapter.lora_alpha is None else adapter.lora_alpha
-    return {
-        "lora_type": adapter.lora_type,
-        "lora_rank": adapter.lora_rank,
-        "lora_alpha": float(alpha),
-        "lora_targets": sorted(targets),
-    }

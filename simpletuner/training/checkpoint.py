@@ -16,39 +16,46 @@ from typing import Any, Final
 
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
+from torch import Tensor
 
+from simpletuner.config.catalogs.optimizers import OPTIMIZERS
 from simpletuner.core.errors import ExitCode, Problem, UserError
 from simpletuner.core.files import retire, staged_folder
+from simpletuner.models.adapters.adapter import ADAPTER_FILE
+from simpletuner.models.adapters.full import TRANSFORMER_FOLDER
 from simpletuner.training.manifest import BrokenCheckpointError, verify_manifest, write_manifest
 from simpletuner.training.optimizer_state import find_broken, join_state, split_state
 from simpletuner.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS_NAME: Final = "pytorch_lora_weights.safetensors"
+WEIGHTS_NAME: Final = ADAPTER_FILE
 OPTIMIZER_NAME: Final = "optimizer.safetensors"
 STATE_NAME: Final = "training_state.json"
+PARAMETERS_NAME: Final = "parameters.safetensors"
+AVERAGE_NAME: Final = "ema.safetensors"
+AVERAGE_FOLDER: Final = "ema"  # the averaged weights as a file that pipelines load
 STATE_VERSION: Final = 1
 
 _FILES: Final = (WEIGHTS_NAME, OPTIMIZER_NAME, STATE_NAME)
+_FILES_OF_FULL: Final = (f"{TRANSFORMER_FOLDER}/config.json", OPTIMIZER_NAME, STATE_NAME)
 _FOLDER: Final = re.compile(r"checkpoint-(0|[1-9][0-9]*)\Z")
-# Diffusers' name for the transformer in the keys of a LoRA file.
-_PREFIX: Final = "transformer."
-
-# A run that differs in one of these is another run: tensors would not fit, or the draws and the order
-# of the clips would be others. All other facts may change; they are told.
+# A run that differs in one of these is another run: tensors would not fit, or the draws would be others.
+# All other facts may change and are told; whether the order of the clips can go on, the batches decide.
 FIXED_FACTS: Final = (
     "model",
     "release",
+    "model_type",
     "lora_type",
     "lora_rank",
     "lora_alpha",
     "lora_targets",
+    "lora_init_type",
+    "use_dora",
+    "lycoris_config",
     "optimizer",
     "seed",
     "dataset",
-    "train_batch_size",
-    "gradient_accumulation_steps",
 )
 
 
@@ -66,7 +73,8 @@ def save_checkpoint(state: TrainState, folder: Path, *, facts: Mapping[str, Any]
             full or forbidden (exit code 6). Earlier checkpoints stay.
     """
     path = folder / f"checkpoint-{state.step}"
-    moments, numbers = split_state(state.optimizer, list(state.trainable.parameters))
+    row = OPTIMIZERS[state.settings.optimizer]
+    moments, numbers = split_state(state.optimizer, list(state.trainable.parameters), row.group_state)
     _refuse_broken(state, find_broken(state.trainable.tensors()) or find_broken(moments), path)
     document = {
         "version": STATE_VERSION,
@@ -74,13 +82,28 @@ def save_checkpoint(state: TrainState, folder: Path, *, facts: Mapping[str, Any]
         "batches": state.batches.state_dict(),
         "facts": {**facts, **state.facts()},
         "optimizer": numbers,
+        "ema_updates": state.average.updates if state.average is not None else None,
     }
     with staged_folder(path) as staging:
-        state.trainable.save_weights(staging / WEIGHTS_NAME, {"global_step": str(state.step)})
+        state.trainable.save_weights(staging / state.trainable.adapter.weights_name, {"global_step": str(state.step)})
+        if not state.trainable.adapter.file_is_exact:
+            (staging / PARAMETERS_NAME).write_bytes(serialize(state.trainable.tensors(), metadata={"format": "pt"}))
         # Written by Python, not by the library: its own errors are no OSError and would hide a full disk.
         (staging / OPTIMIZER_NAME).write_bytes(serialize(moments, metadata={"format": "pt"}))
+        if state.average is not None:
+            (staging / AVERAGE_NAME).write_bytes(serialize(state.average.tensors(), metadata={"format": "pt"}))
+            save_average(state, staging, {"global_step": str(state.step)})
         (staging / STATE_NAME).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         write_manifest(staging, state.step)
+    return path
+
+
+def save_average(state: TrainState, folder: Path, metadata: Mapping[str, str]) -> Path:
+    """Write the averaged weights as `folder`/ema/<weights>, in the layout of the trained ones."""
+    assert state.average is not None
+    path = folder / AVERAGE_FOLDER / state.trainable.adapter.weights_name
+    with state.average.in_place():
+        state.trainable.save_weights(path, {**metadata, "weights": "exponential moving average"})
     return path
 
 
@@ -103,7 +126,7 @@ def find_checkpoint(output_dir: Path, request: str | None) -> Path | None:
     reasons = []
     for step, path in reversed(list_checkpoints(output_dir)):
         try:
-            verify_manifest(path, step, _FILES)
+            verify_manifest(path, step, _needed_files(path))
         except BrokenCheckpointError as error:
             reasons.append(f"{path.name}: {error}")
             logger.warning("%s is broken and is left out: %s", path, error)
@@ -160,13 +183,50 @@ def restore(state: TrainState, checkpoint: Path, facts: Mapping[str, Any]) -> tu
     """
     document = read_checkpoint(checkpoint)
     notices = _compare_facts(checkpoint, document["facts"], {**facts, **state.facts()})
-    state.batches.load_state_dict(document["batches"])
-    weights = load_file(checkpoint / WEIGHTS_NAME)
+    carried_over = state.batches.load_state_dict(document["batches"])
+    weights = _read_weights(checkpoint, state.trainable.adapter.weights_name)
     moments = load_file(checkpoint / OPTIMIZER_NAME)
-    state.trainable.load_tensors({name.removeprefix(_PREFIX): tensor for name, tensor in weights.items()})
+    state.trainable.load_weights(weights)
+    if (checkpoint / PARAMETERS_NAME).exists():
+        state.trainable.load_tensors(load_file(checkpoint / PARAMETERS_NAME))
     join_state(state.optimizer, list(state.trainable.parameters), moments, document["optimizer"])
     state.step = document["step"]
-    return notices
+    return (*notices, *carried_over, *_restore_average(state, checkpoint, document))
+
+
+def _needed_files(checkpoint: Path) -> tuple[str, ...]:
+    return _FILES_OF_FULL if (checkpoint / TRANSFORMER_FOLDER).is_dir() else _FILES
+
+
+def _read_weights(checkpoint: Path, name: str) -> dict[str, Tensor]:
+    """The trained tensors, from one file or from all files of a folder.
+
+    Raises:
+        UserError: If the checkpoint holds weights of another kind.
+    """
+    path = checkpoint / name
+    if not path.exists():
+        raise UserError(
+            f"'{checkpoint.name}' holds no {name}",
+            "A checkpoint continues only a run of the same model_type",
+            "Set model_type back, or start over in another output_dir",
+        )
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    return {key: tensor for file in files for key, tensor in load_file(file).items()}
+
+
+def _restore_average(state: TrainState, checkpoint: Path, document: Mapping[str, Any]) -> tuple[str, ...]:
+    updates = document.get("ema_updates")
+    if state.average is None:
+        return () if updates is None else ("use_ema was on and is off now: the running average is not continued",)
+    if updates is None:
+        # The averages were made from the start values; the trained weights are what there is to average.
+        state.average.load_tensors(
+            {name: parameter.detach().float().cpu() for name, parameter in state.trainable.parameters.items()}, 0
+        )
+        return (f"'{checkpoint.name}' holds no running average: it begins with the weights of the checkpoint",)
+    state.average.load_tensors(load_file(checkpoint / AVERAGE_NAME), updates)
+    return ()
 
 
 def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
@@ -179,7 +239,7 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
     try:
         if match is None:
             raise BrokenCheckpointError("its name is not checkpoint-<step>")
-        verify_manifest(checkpoint, int(match.group(1)), _FILES)
+        verify_manifest(checkpoint, int(match.group(1)), _needed_files(checkpoint))
         document: dict[str, Any] = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
         if document.get("version") != STATE_VERSION:
             raise BrokenCheckpointError(f"{STATE_NAME} has version {document.get('version')}, known is {STATE_VERSION}")
@@ -271,7 +331,7 @@ def _named_checkpoint(output_dir: Path, request: str) -> Path:
 
 def _is_whole(step: int, path: Path) -> bool:
     try:
-        verify_manifest(path, step, _FILES)
+        verify_manifest(path, step, _needed_files(path))
     except BrokenCheckpointError:
         return False
     return True

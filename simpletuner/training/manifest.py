@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 MANIFEST_NAME: Final = "checkpoint_manifest.json"
@@ -22,7 +22,11 @@ class BrokenCheckpointError(Exception):
 
 def write_manifest(folder: Path, step: int) -> None:
     """List every file of `folder`, which must be complete but for the manifest itself."""
-    files = {path.name: {"size": path.stat().st_size, "sha256": file_digest(path)} for path in sorted(folder.iterdir())}
+    files = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": file_digest(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
     manifest = {"version": MANIFEST_VERSION, "step": step, "files": files}
     (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
@@ -77,7 +81,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _verify_file(folder: Path, name: str, facts: Any) -> None:
-    if not isinstance(facts, dict) or Path(name).name != name or name in (".", ".."):
+    if not isinstance(facts, dict) or not _stays_inside(name):
         raise BrokenCheckpointError(f"its manifest has an entry that is none of its files: {name!r}")
     path = folder / name
     if path.is_symlink() or not path.is_file():
@@ -90,3 +94,9 @@ def _verify_file(folder: Path, name: str, facts: Any) -> None:
             raise BrokenCheckpointError(f"{name} has changed since it was saved (its SHA-256 differs)")
     except OSError as error:
         raise BrokenCheckpointError(f"{name} cannot be read ({error.strerror or error})") from error
+
+
+def _stays_inside(name: str) -> bool:
+    """Whether a listed name is a path of forward slashes below the checkpoint."""
+    path = PurePosixPath(name)
+    return path.as_posix() == name and "\\" not in name and not path.is_absolute() and not {".", ".."} & set(path.parts)

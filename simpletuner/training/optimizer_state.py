@@ -7,6 +7,7 @@ it: they belong to the configuration of the run that continues.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -14,18 +15,23 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 Numbers = dict[str, dict[str, float]]
+GROUP = ""  # the name under which numbers of the group of parameters are kept
 
 
-def split_state(optimizer: Optimizer, names: Sequence[str]) -> tuple[dict[str, Tensor], Numbers]:
+def split_state(
+    optimizer: Optimizer, names: Sequence[str], group_state: Sequence[str] = ()
+) -> tuple[dict[str, Tensor], Numbers]:
     """Take the state apart.
 
     Args:
-        optimizer: The optimizer.
-        names: Names of its parameters, in its order.
+        optimizer: The optimizer; its groups of parameters count alike.
+        names: Names of its parameters, in its order, group after group.
+        group_state: What the optimizer keeps beside the settings of its group, such as a step count.
 
     Returns:
-        Copies of the tensors on the CPU under "<part>.<parameter name>", in their own number format,
-        and the plain numbers under parameter name and part.
+        Copies of the tensors on the CPU under "<part>.<parameter name>" ("<part>/<inner part>" for a nested
+        part), in their own number format; and the plain numbers under parameter name and part, those of the
+        group under the empty name.
 
     Raises:
         TypeError: If the state holds anything but tensors and numbers.
@@ -34,14 +40,31 @@ def split_state(optimizer: Optimizer, names: Sequence[str]) -> tuple[dict[str, T
     numbers: Numbers = {}
     for index, parts in optimizer.state_dict()["state"].items():
         name = names[index]
-        for part, value in parts.items():
+        for part, value in _flat(parts).items():
             if isinstance(value, Tensor):
                 tensors[f"{part}.{name}"] = value.detach().to("cpu", copy=True).contiguous()
             elif isinstance(value, int | float):
                 numbers.setdefault(name, {})[part] = value
-            else:
+            elif value is not None:
                 raise TypeError(f"optimizer state '{part}' of '{name}' is a {type(value).__name__}")
+    group = optimizer.param_groups[0]
+    for key in group_state:
+        if isinstance(group.get(key), Tensor):
+            tensors[f"{key}.{GROUP}"] = group[key].detach().to("cpu", copy=True)
+        elif key in group:
+            numbers.setdefault(GROUP, {})[key] = group[key]
     return tensors, numbers
+
+
+def _flat(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Parts of a parameter's state; those inside a nested part are named "<part>/<inner part>"."""
+    flat: dict[str, Any] = {}
+    for part, value in parts.items():
+        if isinstance(value, Mapping):
+            flat.update({f"{part}/{inner}": kept for inner, kept in value.items()})
+        else:
+            flat[part] = value
+    return flat
 
 
 def join_state(
@@ -50,17 +73,37 @@ def join_state(
     """Put a state that `split_state` took apart into a fresh optimizer over the same parameters.
 
     Raises:
-        KeyError: If a parameter has no saved state.
+        KeyError: If some parameters have saved state and one has none.
     """
-    state: dict[int, dict[str, Any]] = {index: dict(numbers.get(name, {})) for index, name in enumerate(names)}
+    state: dict[int, dict[str, Any]] = {index: {} for index in range(len(names))}
     indices = {name: index for index, name in enumerate(names)}
+    for name, parts in numbers.items():
+        if name != GROUP:
+            for part, value in parts.items():
+                _put(state[indices[name]], part, value)
+    of_group: dict[str, Any] = dict(numbers.get(GROUP, {}))
     for key, tensor in tensors.items():
         part, _, name = key.partition(".")
-        state[indices[name]][part] = tensor
+        if name == GROUP:
+            of_group[part] = tensor
+        else:
+            _put(state[indices[name]], part, tensor)
     empty = [names[index] for index, parts in state.items() if not parts]
-    if empty:
+    if empty and len(empty) < len(names):
         raise KeyError(f"no optimizer state saved for {empty[0]}")
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    if not empty:
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for group in optimizer.param_groups:
+        # A copy for each: groups that shared one counter would all count in it.
+        group.update(deepcopy(of_group))
+
+
+def _put(parts: dict[str, Any], part: str, value: Any) -> None:
+    outer, nested, inner = part.partition("/")
+    if nested:
+        parts.setdefault(outer, {})[inner] = value
+    else:
+        parts[part] = value
 
 
 def find_broken(tensors: Mapping[str, Tensor]) -> str:

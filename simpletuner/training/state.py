@@ -6,16 +6,21 @@ is small: weights, optimizer, position in the batches, step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch.optim import Optimizer
 
 from simpletuner.config.catalogs.optimizers import OPTIMIZERS
+from simpletuner.config.optimizer_settings import optimizer_arguments
+from simpletuner.config.sections.average import AverageSection
 from simpletuner.config.sections.optimizer import OptimizerSection
 from simpletuner.config.sections.schedule import ScheduleSection
+from simpletuner.core.errors import UserError
 from simpletuner.data.batch import Batch
+from simpletuner.training.average import WeightAverage
 from simpletuner.training.build import Trainable
 from simpletuner.training.learning_rate import LearningRate
 
@@ -27,7 +32,7 @@ class BatchSource(Protocol):
 
     def state_dict(self) -> dict[str, int]: ...
 
-    def load_state_dict(self, state: dict[str, int]) -> None: ...
+    def load_state_dict(self, state: dict[str, int]) -> tuple[str, ...]: ...
 
 
 class StateSettings(Protocol):
@@ -37,6 +42,8 @@ class StateSettings(Protocol):
     def optimizer(self) -> OptimizerSection: ...
     @property
     def schedule(self) -> ScheduleSection: ...
+    @property
+    def average(self) -> AverageSection: ...
 
 
 @dataclass
@@ -52,6 +59,7 @@ class TrainState:
         seed: Seed of the run.
         total_steps: Steps of the whole run.
         step: Optimizer steps done.
+        average: Running average of the trained weights, None without `use_ema`.
         broken: Set when loss or gradients stopped being numbers; such a state is never saved.
     """
 
@@ -64,6 +72,7 @@ class TrainState:
     total_steps: int
     step: int = 0
     broken: bool = False
+    average: WeightAverage | None = None
 
     @classmethod
     def begin(
@@ -86,7 +95,31 @@ class TrainState:
             settings=config.optimizer,
             seed=config.schedule.seed,
             total_steps=total_steps,
+            average=_build_average(trainable, config.average),
         )
+
+    def wearing(self, weights: Literal["base", "adapter", "ema"]) -> AbstractContextManager[None]:
+        """Put the named weights into the model while the block is open: without adapter, as trained, averaged.
+
+        Raises:
+            UserError: If the base is asked for after the first step of a run that trains the base itself.
+        """
+        if weights == "base":
+            if self.step and not self.trainable.adapter.keeps_base:
+                raise UserError(
+                    f"the base model is gone: its own weights were trained for {self.step} steps",
+                    "With model_type full the base can be shown only before the first step",
+                    "Keep the videos of the first start, or set disable_benchmark to true",
+                )
+            return self.trainable.plain_weights()
+        return self._wearing_adapter(averaged=weights == "ema")
+
+    @contextmanager
+    def _wearing_adapter(self, *, averaged: bool) -> Iterator[None]:
+        with self.trainable.adapter.shown(), ExitStack() as worn:
+            if averaged and self.average is not None:
+                worn.enter_context(self.average.in_place())
+            yield
 
     def facts(self) -> Mapping[str, Any]:
         """What a checkpoint must share with this run, and what may change but is worth telling."""
@@ -98,11 +131,19 @@ class TrainState:
             "learning_rate": plan.base,
             "lr_scheduler": self.learning_rate.name,
             "lr_warmup_steps": plan.warmup_steps,
+            "lr_end": plan.end,
+            "lr_power": plan.power,
+            "lr_num_cycles": plan.cycles,
+            **({} if self.average is None else self.average.facts),
             "max_train_steps": self.total_steps,
-            "adam_weight_decay": self.settings.adam_weight_decay,
+            **{f"optimizer {key}": value for key, value in optimizer_arguments(self.settings).items()},
             "max_grad_norm": self.settings.max_grad_norm,
             "grad_clip_method": self.settings.grad_clip_method,
         }
+
+
+def _build_average(trainable: Trainable, settings: AverageSection) -> WeightAverage | None:
+    return WeightAverage(trainable.parameters, settings, trainable.device) if settings.use_ema else None
 
 
 def build_optimizer(trainable: Trainable, config: StateSettings) -> Optimizer:
@@ -113,18 +154,27 @@ def build_optimizer(trainable: Trainable, config: StateSettings) -> Optimizer:
     """
     settings = config.optimizer
     row = OPTIMIZERS[settings.optimizer]
-    beta1, beta2 = row.betas
-    arguments: dict[str, Any] = {
-        "lr": config.schedule.learning_rate,
-        "betas": (
-            beta1 if settings.optimizer_beta1 is None else settings.optimizer_beta1,
-            beta2 if settings.optimizer_beta2 is None else settings.optimizer_beta2,
-        ),
-        "eps": settings.adam_epsilon,
-        "weight_decay": settings.adam_weight_decay,
-        **row.extra,
-    }
+    arguments = {"lr": config.schedule.learning_rate, **optimizer_arguments(settings)}
     if row.takes_seed:
         arguments["seed"] = config.schedule.seed
-    optimizer: Optimizer = OPTIMIZERS.load(settings.optimizer)(list(trainable.parameters.values()), **arguments)
+    try:
+        build = OPTIMIZERS.load(settings.optimizer)
+    except ImportError as error:
+        raise UserError(
+            f"optimizer {settings.optimizer} needs a package that is not installed ({error.name})",
+            f"It comes with the extra '{row.extra}'",
+            f"pip install 'simpletuner[{row.extra}]', or choose adamw_bf16",
+        ) from error
+    optimizer: Optimizer = build(_parameter_groups(trainable, decays="weight_decay" in arguments), **arguments)
     return optimizer
+
+
+def _parameter_groups(trainable: Trainable, *, decays: bool) -> list[Any]:
+    """What the optimizer is given, in the order of the parameters: one list, or two groups where some are spared
+    from weight decay."""
+    spared = trainable.adapter.undecayed
+    if not (decays and spared):
+        return list(trainable.parameters.values())
+    decayed = [parameter for name, parameter in trainable.parameters.items() if name not in spared]
+    others = [parameter for name, parameter in trainable.parameters.items() if name in spared]
+    return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]

@@ -19,7 +19,8 @@ from simpletuner.runtime.seeds import stream_seed
 from simpletuner.training.readout import PendingStep, StepNumbers
 from simpletuner.training.state import TrainState
 
-Objective = Callable[[nn.Module, Batch], Sequence[LossTerm]]
+# Transformer, batch on its device, number of the optimizer step (from 1).
+Objective = Callable[[nn.Module, Batch, int], Sequence[LossTerm]]
 
 DROPOUT_STREAM: Final = "dropout"
 
@@ -50,6 +51,8 @@ def take_step(state: TrainState, objective: Objective) -> PendingStep:
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
+    if state.average is not None:
+        state.average.update(state.step)
     return pending
 
 
@@ -57,7 +60,7 @@ def run_micro_step(state: TrainState, objective: Objective, batch: Batch, number
     """Forward and backward of one micro-batch; gradients add up in the trained parameters."""
     if state.trainable.draws_dropout:
         torch.manual_seed(stream_seed(state.seed, DROPOUT_STREAM, batch.sample_numbers[0]))
-    terms = objective(state.trainable.transformer, batch)
+    terms = objective(state.trainable.transformer, batch, numbers.step)
     numbers.add(batch, terms)
     torch.autograd.backward([term.value * (term.weight * batch.share) for term in terms])
 
@@ -79,6 +82,9 @@ def refuse_broken_step(state: TrainState, pending: PendingStep) -> None:
 def _gradients(state: TrainState) -> list[Tensor]:
     gradients = []
     for name, parameter in state.trainable.parameters.items():
+        if parameter.grad is None and state.trainable.skips_layers:
+            # Left out of every micro-batch of the step. Zero, not nothing: the optimizer's state stays complete.
+            parameter.grad = torch.zeros_like(parameter)
         if parameter.grad is None:
             raise RuntimeError(f"the trained parameter '{name}' got no gradient at step {state.step + 1}")
         gradients.append(parameter.grad)

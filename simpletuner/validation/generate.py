@@ -10,10 +10,10 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import nn
@@ -24,26 +24,21 @@ from simpletuner.config.sections.validation import ValidationSection
 from simpletuner.core.errors import UserError
 from simpletuner.events.types import Event, Noticed, StageAdvanced, StageFinished, StageStarted, VideoGenerated
 from simpletuner.models.family import Autoencoder, GenerationRequest, ModelFamily, Source
+from simpletuner.validation.first_frame import read_first_frame
 from simpletuner.validation.video_file import Frames, write_still, write_video
 
 STAGE = "validation"
 VIDEO_FOLDER = "validation_videos"  # inside the run folder
 
-Weights = Literal["base", "adapter"]
+Weights = Literal["base", "adapter", "ema"]
 # What generating one video may raise when it fails: no memory (a RuntimeError in torch) or a shape
 # the model refuses. Anything else is a fault of ours and keeps its traceback.
 _GENERATION_FAULTS = (RuntimeError, ValueError)
 _WRITING_FAULTS = (UserError, OSError)
 
 
-class Model(Protocol):
-    """The part of a trainable model that validation needs."""
-
-    @property
-    def transformer(self) -> nn.Module: ...
-
-    def plain_weights(self) -> AbstractContextManager[None]:
-        """While open, the transformer computes as if it had no adapter."""
+# Puts the named weights into the model while it is open.
+Wearing = Callable[[Weights], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,7 @@ def video_name(step: int, weights: Weights, nickname: str, width: int, height: i
         ValueError: If the nickname is not a plain part of a file name.
     """
     suffix = "png" if num_frames == 1 else "mp4"
-    origin = "base" if weights == "base" else f"step_{step}"
+    origin = {"base": "base", "adapter": f"step_{step}", "ema": f"step_{step}_ema"}[weights]
     name = f"{origin}_{nickname}_{width}x{height}.{suffix}"
     if Path(name).name != name or "\\" in name or "\0" in name:
         raise ValueError(f"nickname {nickname!r} is not safe in a file name")
@@ -73,7 +68,8 @@ def poster_path(video: Path) -> Path:
 
 
 def generate_videos(
-    trainable: Model,
+    transformer: nn.Module,
+    wearing: Wearing,
     family: ModelFamily,
     source: Source,
     load_autoencoder: Callable[[], Autoencoder],
@@ -93,11 +89,12 @@ def generate_videos(
     `validation_seed`, so neither the order nor the number of prompts changes a video.
 
     Args:
-        trainable: The model as it is trained.
+        transformer: The model as it is trained.
+        wearing: Puts the base, trained or averaged weights in for the length of a block.
         load_autoencoder: Called once; what it returns is dropped before this function returns.
         prompt_cache: Must hold every prompt and the negative prompt.
         step: Optimizer steps done so far, a part of the file names.
-        weights: "base" switches the adapter off.
+        weights: "base" without the adapter, "adapter" as trained, "ema" their running average.
         frame_rate: Frames per second of the videos and of the positions the model is given.
         folder: Where the files go, usually `<run folder>/validation_videos`.
         emit: Receives progress, a `VideoGenerated` per file, and an error notice per failure.
@@ -117,14 +114,14 @@ def generate_videos(
     except (*_GENERATION_FAULTS, *_WRITING_FAULTS) as error:
         emit(Noticed("error", f"no videos at step {step}: the autoencoder could not be loaded: {_reason(error)}"))
         jobs = []
-    with _undisturbed(), torch.no_grad(), trainable.plain_weights() if weights == "base" else nullcontext():
+    with _undisturbed(), torch.no_grad(), wearing(weights):
         for number, job in enumerate(jobs):
             on_step = _progress(number * settings.validation_num_inference_steps, job, emit)
-            request = _request(job, prompt_cache, settings, frame_rate)
             begun = time.monotonic()
-            path = folder / video_name(step, weights, job.prompt.nickname, job.width, job.height, request.num_frames)
+            path = folder / video_name(step, weights, job.prompt.nickname, job.width, job.height, settings.num_frames)
             try:
-                frames = family.generate(trainable.transformer, source, autoencoder, request, on_step)
+                request = _request(job, prompt_cache, settings, frame_rate)
+                frames = family.generate(transformer, source, autoencoder, request, on_step)
                 _write(path, frames, frame_rate)
             except (*_GENERATION_FAULTS, *_WRITING_FAULTS) as error:
                 emit(Noticed("error", f"no video '{path.name}': {_reason(error)}. Training goes on."))
@@ -145,6 +142,7 @@ def generate_videos(
 def _request(job: _Job, prompt_cache: PromptCache, settings: ValidationSection, frame_rate: float) -> GenerationRequest:
     embeds, mask = prompt_cache.read(job.prompt.prompt)
     negative_embeds, negative_mask = prompt_cache.read(settings.validation_negative_prompt)
+    image = job.prompt.image
     return GenerationRequest(
         prompt_embeds=embeds,
         prompt_mask=mask,
@@ -157,6 +155,7 @@ def _request(job: _Job, prompt_cache: PromptCache, settings: ValidationSection, 
         guidance=settings.validation_guidance,
         num_inference_steps=settings.validation_num_inference_steps,
         seed=settings.validation_seed,
+        first_frame=read_first_frame(Path(image), job.width, job.height) if image else None,
     )
 
 
@@ -178,7 +177,7 @@ def _undisturbed() -> AbstractContextManager[None]:
 
 
 def _told(weights: Weights, step: int) -> str:
-    return "base model" if weights == "base" else f"step {step}"
+    return {"base": "base model", "adapter": f"step {step}", "ema": f"step {step}, averaged weights"}[weights]
 
 
 def _reason(error: BaseException) -> str:

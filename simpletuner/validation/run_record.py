@@ -39,7 +39,8 @@ class Sight:
     width: int
     height: int
     base: Clip | None
-    history: tuple[Clip, ...]  # with the adapter, by step
+    history: tuple[Clip, ...]  # with the trained weights, by step
+    averaged: tuple[Clip, ...] = ()  # with their running average, by step
 
     @property
     def size(self) -> str:
@@ -47,7 +48,13 @@ class Sight:
 
     @property
     def latest(self) -> Clip | None:
-        return self.history[-1] if self.history else None
+        """The newest video of the trained weights, of their average where only that was shown."""
+        return (self.history or self.averaged or (None,))[-1]
+
+    @property
+    def latest_average(self) -> Clip | None:
+        """The newest video of the average, where the trained weights are shown beside it."""
+        return self.averaged[-1] if self.averaged and self.history else None
 
 
 @dataclass(frozen=True)
@@ -149,21 +156,25 @@ def _find_sights(folder: Path, events: Iterable[dict[str, Any]], kept: Sequence[
     groups: dict[tuple[str, int, int], dict[str, Any]] = {}
     for event in (e for e in kept if e["kind"] == "video_generated"):
         key = (event["nickname"], event["width"], event["height"])
-        group = groups.setdefault(key, {"prompt": "", "base": None, "history": {}})
+        group = groups.setdefault(key, {"prompt": "", "base": None, "adapter": {}, "ema": {}})
         group["prompt"] = event["prompt"]
         clip = _clip(folder, event)
-        if clip is not None and event["weights"] == "adapter":
-            group["history"][clip.step] = clip
+        if clip is not None and event["weights"] != "base":
+            group[event["weights"]][clip.step] = clip
     # The base model does not change with the run: its videos of an earlier start still hold.
     for event in (e for e in events if e["kind"] == "video_generated" and e["weights"] == "base"):
         key = (event["nickname"], event["width"], event["height"])
         if key in groups and event["prompt"] == groups[key]["prompt"]:
             groups[key]["base"] = _clip(folder, event)
     return tuple(
-        Sight(*key, base=g["base"], history=tuple(g["history"][s] for s in sorted(g["history"])))
+        Sight(*key, base=g["base"], history=_by_step(g["adapter"]), averaged=_by_step(g["ema"]))
         for key, g in ((_named(key, group), group) for key, group in groups.items())
-        if g["base"] is not None or g["history"]
+        if g["base"] is not None or g["adapter"] or g["ema"]
     )
+
+
+def _by_step(clips: Mapping[int, Clip]) -> tuple[Clip, ...]:
+    return tuple(clips[step] for step in sorted(clips))
 
 
 def _named(key: tuple[str, int, int], group: Mapping[str, Any]) -> tuple[str, str, int, int]:

@@ -15,7 +15,11 @@ FROZEN = Path(__file__).with_name("options_frozen.txt")
 PACKAGE = Path(__file__).resolve().parents[2] / "simpletuner"
 
 # Options that act while the configuration is read, inside `config/` itself.
-READ_BY_CONFIG = {"cache_dir_text", "user_prompt_library", "ignore_final_epochs", "report_to", "disabled"}
+READ_BY_CONFIG = {
+    "cache_dir_text", "user_prompt_library", "ignore_final_epochs", "report_to", "disabled",
+    "parquet_caption_column", "parquet_filename_column", "optimizer_config", "optimizer_beta1", "optimizer_beta2",
+    "adam_epsilon", "adam_weight_decay", "ltx_train_mode",
+}  # fmt: skip
 
 
 def frozen_lines() -> list[str]:

@@ -9,12 +9,14 @@ import time
 
 import pytest
 from projects import Project
+from safetensors.numpy import load_file
 
 from simpletuner.cli.main import main
 
 ADAPTER = "pytorch_lora_weights.safetensors"
 
 
+@pytest.mark.slow
 def test_a_fresh_start_in_a_used_folder_is_refused(project: Project, capfd: pytest.CaptureFixture) -> None:
     assert main(project.arguments()) == 0
     metrics = (project.output / "metrics.jsonl").read_bytes()
@@ -36,6 +38,7 @@ def test_the_checkpoint_just_saved_is_never_pruned(project: Project) -> None:
     assert [path.name for path in other.glob("checkpoint-*")] == ["checkpoint-8"]
 
 
+@pytest.mark.slow
 def test_a_missing_adapter_is_written_again_and_a_shorter_run_is_refused(
     project: Project, capfd: pytest.CaptureFixture
 ) -> None:
@@ -45,11 +48,17 @@ def test_a_missing_adapter_is_written_again_and_a_shorter_run_is_refused(
     assert main(project.arguments()) == 0
     assert (project.output / ADAPTER).exists()
     assert (project.output / "checkpoint-6" / ADAPTER).read_bytes() == before
+    # A run that went on from an earlier end and died before its export leaves that end's file behind.
+    shutil.copy(project.output / "checkpoint-3" / ADAPTER, project.output / ADAPTER)
+    assert main(project.arguments()) == 0
+    exported, last = (load_file(folder / ADAPTER) for folder in (project.output, project.output / "checkpoint-6"))
+    assert all((exported[name] == last[name]).all() for name in last)
     capfd.readouterr()
     assert main(project.arguments(max_train_steps=4)) == 2
     assert "beyond the run's end" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_base_videos_are_made_once_and_again_when_the_prompt_changes(project: Project) -> None:
     videos = {
         "validation_disable": "false",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -69,10 +70,10 @@ def test_a_resumed_run_equals_the_straight_one_and_encodes_nothing_again(
         json.loads(line)["loss"] for line in (straight / "metrics.jsonl").read_text().splitlines()
     ]
     # A finished run says so and changes nothing.
-    before = (project.output / ADAPTER).read_bytes()
+    shutil.copy(project.output / ADAPTER, project.folder / ADAPTER)
     assert main(project.arguments(max_train_steps=6)) == 0
     assert "nothing to train" in capfd.readouterr().out
-    assert (project.output / ADAPTER).read_bytes() == before
+    assert same_adapter(project.folder / ADAPTER, project.output / ADAPTER)
 
 
 def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(project: Project) -> None:

@@ -22,12 +22,14 @@ import torch
 from torch import Tensor
 
 from simpletuner.config.sections.adapter import AdapterSection
+from simpletuner.config.sections.average import AverageSection
 from simpletuner.config.sections.flow import FlowSection
 from simpletuner.config.sections.memory import MemorySection
 from simpletuner.config.sections.model import ModelSection
 from simpletuner.config.sections.optimizer import OptimizerSection
 from simpletuner.config.sections.precision import PrecisionSection
 from simpletuner.config.sections.schedule import ScheduleSection
+from simpletuner.data.batch_rules import BatchRules
 from simpletuner.data.batches import BatchStream
 from simpletuner.data.sample import CropPlan, FramePlan, MediaInfo, Sample
 from simpletuner.models.ltxvideo.family import FAMILY
@@ -50,7 +52,10 @@ def begin_run(
 ) -> tuple[TrainState, FlowMatching]:  # fmt: skip
     """A fresh run over five small clips of two lengths (of one with `one_bucket`) from a checkpoint folder."""
     config = SimpleNamespace(
+        model=ModelSection(),
         adapter=AdapterSection(lora_rank=4, lora_alpha=8),
+        lycoris=None,
+        average=AverageSection(),
         precision=PrecisionSection(mixed_precision=precision),  # type: ignore[arg-type]
         memory=MemorySection(gradient_checkpointing=checkpointing),
         optimizer=OptimizerSection(optimizer=optimizer, max_grad_norm=1.0, grad_clip_method="norm"),
@@ -62,7 +67,7 @@ def begin_run(
     text_width = int(json.loads((checkpoint / "transformer" / "config.json").read_text())["caption_channels"])
     stream = BatchStream(
         _plan_samples(one_bucket), _read_latents, lambda caption: _read_prompt(caption, text_width),
-        batch_size=batch_size, accumulation=accumulation, seed=seed, caption_dropout=0.1, prefetch=0,
+        BatchRules(batch_size, accumulation), seed=seed, caption_dropout=0.1, prefetch=0,
     )  # fmt: skip
     trainable = build_trainable(FAMILY, source, config, torch.device("cpu"))
     state = TrainState.begin(trainable, stream, config, STEPS)

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from simpletuner.caching.fingerprint import encoder_identity
-from simpletuner.caching.latents import cache_latents
-from simpletuner.caching.prompts import cache_prompts
+from simpletuner.caching.latents import LatentSettings, cache_latents
+from simpletuner.caching.prompts import PromptSettings, cache_prompts
 from simpletuner.config.resolve import resolve_config
 from simpletuner.config.sections.adapter import AdapterSection
 from simpletuner.core.files import write_json_atomic
@@ -60,13 +60,10 @@ def test_the_demo_teaches_one_clip(tmp_path: Path, seed: int) -> None:
     sample = find_samples(config.datasets, storages, FAMILY.grid, workers=1, emit=ignore).samples[0]
     folders = {sample.dataset: tmp_path / "cache" / "vae"}
     autoencoder = encoder_identity(source.identity("autoencoder"), dtype=str(torch.float32))
-    clips = cache_latents(
-        [sample], storages, folders, autoencoder, lose_no_encoder, batch_size=1, workers=1, emit=ignore
-    )
+    clips = cache_latents([sample], storages, folders, LatentSettings(autoencoder), lose_no_encoder, emit=ignore)
     text = encoder_identity(source.identity("text"), dtype=str(torch.float32))
-    prompts = cache_prompts(
-        sample.captions, tmp_path / "cache" / "text", text, 128, lose_no_encoder, batch_size=1, emit=ignore
-    )
+    store = PromptSettings(tmp_path / "cache" / "text", text, 128)
+    prompts = cache_prompts(sample.captions, store, lose_no_encoder, emit=ignore)
     transformer = FAMILY.load_transformer(source, torch.float32, torch.device("cpu"))
     attach_lora(transformer, FAMILY.adapter_targets(transformer, "all"), AdapterSection(), torch.float32, 0)
     weights = load_file(tmp_path / WEIGHTS_NAME)

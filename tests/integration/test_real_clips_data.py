@@ -9,6 +9,7 @@ import pytest
 
 from simpletuner.config.catalogs.families import Grid
 from simpletuner.config.dataset import ClipDataset, VideoRules
+from simpletuner.data.batch_rules import BatchRules
 from simpletuner.data.buckets import check_buckets, describe_buckets
 from simpletuner.data.contact_sheet import draw_contact_sheet
 from simpletuner.data.decode import decode_sample
@@ -35,8 +36,10 @@ def test_all_six_are_trained_at_their_own_speed(real_clips: Path) -> None:
         "nasa": (325, 25.0), "pancake": (310, 30.0),
     }  # fmt: skip
     assert all(sample.frames.num_frames == 25 and len(sample.captions[0]) > 50 for sample in found.samples)
-    assert check_buckets(found.samples, 1, 1, True) == found.samples
-    assert sum(line.split(" clip")[0] == "1" for _, line in describe_buckets(found.samples, LTX_GRID, 1)) == 1
+    assert check_buckets(found.samples, BatchRules()) == found.samples
+    assert (
+        sum(line.split(" clip")[0] == "1" for _, line in describe_buckets(found.samples, LTX_GRID, BatchRules())) == 1
+    )
 
 
 @pytest.mark.parametrize("sampling", ["first", "middle"])

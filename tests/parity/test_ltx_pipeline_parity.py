@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, LTXImageToVideoPipeline, LTXPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, LTXConditionPipeline, LTXImageToVideoPipeline, LTXPipeline
 
 from simpletuner.models.family import GenerationRequest
 from simpletuner.models.ltxvideo.family import FAMILY
-from simpletuner.models.ltxvideo.packing import unpack
+from simpletuner.models.ltxvideo.packing import pack, unpack
 from simpletuner.models.ltxvideo.positions import token_coordinates
+from simpletuner.models.ltxvideo.sampling import build_scheduler, generate_latents
 
 CPU = torch.device("cpu")
 RELEASES = ["0.9.0", "0.9.1", "0.9.5", "0.9.7"]
@@ -109,6 +110,7 @@ def test_prediction_is_that_of_the_pipeline_s_call(resolved, transformers, autoe
 
 @pytest.mark.parametrize("release", ["0.9.0", "0.9.5"])
 def test_text_features_are_those_of_the_text_pipeline(checkpoint, resolved, release):
+    """Traps 24 and 26: captions and the empty prompt are encoded as the public pipeline does it."""
     pipe = LTXPipeline.from_pretrained(checkpoint(release), transformer=None, vae=None)
     encoder = FAMILY.load_prompt_encoder(resolved(release), torch.float32, CPU)
     prompts = ["a red circle moves across a blue lake", "the dog runs"]
@@ -124,12 +126,7 @@ def test_text_features_are_those_of_the_text_pipeline(checkpoint, resolved, rele
 
 @pytest.mark.parametrize("release", ["0.9.0", "0.9.1", "0.9.5"])
 def test_latents_are_those_of_the_image_pipeline(resolved, release):
-    autoencoder = FAMILY.load_autoencoder(resolved(release), torch.float32, CPU)
-    # The pipeline draws from the posterior: with a variance near 0 its draw is the mean.
-    with torch.no_grad():
-        convolution = autoencoder.model.encoder.conv_out.conv
-        convolution.weight[-1].zero_()
-        convolution.bias[-1] = -1e4
+    autoencoder = certain(FAMILY.load_autoencoder(resolved(release), torch.float32, CPU))
     pipe = LTXImageToVideoPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(), vae=autoencoder.model, text_encoder=None, tokenizer=None,
         transformer=None,
@@ -159,3 +156,53 @@ def test_frames_are_those_of_the_text_pipeline(checkpoint, resolved, transformer
         generator=torch.Generator().manual_seed(request.seed), output_type="np",
     ).frames[0]  # fmt: skip
     assert abs(ours.astype(int) - (frames * 255).round().astype(int)).max() <= 1
+
+
+def certain(autoencoder):
+    """The same autoencoder with a posterior of no width: the pipelines draw from it, training takes its mean."""
+    with torch.no_grad():
+        convolution = autoencoder.model.encoder.conv_out.conv
+        convolution.weight[-1].zero_()
+        convolution.bias[-1] = -1e4
+    return autoencoder
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_video_from_a_picture_is_that_of_the_image_pipelines(resolved, transformers, request_, release, guidance):
+    transformer, source = transformers[release], resolved(release)
+    autoencoder = certain(FAMILY.load_autoencoder(source, torch.float32, CPU))
+    picture = torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    request = replace(request_, guidance=guidance, num_inference_steps=4, first_frame=picture)
+    steps = []
+    ours = generate_latents(transformer, source, autoencoder, request, steps.append)
+    assert steps == [1, 2, 3, 4]
+    conditioned = source.version.pipeline == "LTXConditionPipeline"
+    pipe = (LTXConditionPipeline if conditioned else LTXImageToVideoPipeline)(
+        scheduler=build_scheduler(source.version.schedule, 4), vae=autoencoder.model, text_encoder=None,
+        tokenizer=None, transformer=transformer,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(request.seed)
+    encoded = autoencoder.encode(picture[None, :, None])
+    # The condition pipeline draws the clip's noise, then from the posterior; the other one the other way round.
+    noise = torch.randn(1, 128, *SHAPE, generator=generator)
+    noise[:, :, :1] = encoded
+    start = (
+        {"image": (picture[None] + 1) / 2, "image_cond_noise_scale": 0.0,
+         "generator": torch.Generator().manual_seed(request.seed)}
+        if conditioned
+        else {"latents": pack(noise)}
+    )  # fmt: skip
+    theirs = pipe(
+        prompt_embeds=request.prompt_embeds[None], prompt_attention_mask=request.prompt_mask[None],
+        negative_prompt_embeds=request.negative_embeds[None],
+        negative_prompt_attention_mask=request.negative_mask[None],
+        width=request.width, height=request.height, num_frames=request.num_frames, frame_rate=25,
+        num_inference_steps=4, guidance_scale=guidance, output_type="latent", **start,
+    ).frames  # fmt: skip
+    theirs = theirs if theirs.ndim == 5 else unpack(theirs, *SHAPE)
+    assert torch.equal(ours[:, :, :1], encoded)
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    without = generate_latents(transformer, source, autoencoder, replace(request, first_frame=None))
+    assert not torch.allclose(without[:, :, 1:], ours[:, :, 1:], atol=1e-2)

@@ -7,7 +7,8 @@ configuration checked without importing torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from simpletuner.core.catalog import Catalog, did_you_mean
 from simpletuner.core.errors import UserError
@@ -42,6 +43,10 @@ class FamilyRow:
         frame_rate: Frames per second the family was trained on.
         default_flavour: Flavour when neither a flavour nor a path is given.
         checkpoints: Flavour -> Hub repository in the Diffusers layout that carries its components.
+        cost: The object that fulfils `models.cost.CostSource`; importing it needs no torch.
+        module_classes: Classes inside its transformer, which adapter files may name.
+        class_aliases: What files written for other models call such a class -> its name here.
+        defaults: Option -> value that stands in for the general default while this family is trained.
         help: One sentence for people.
     """
 
@@ -52,6 +57,10 @@ class FamilyRow:
     frame_rate: float
     default_flavour: str
     checkpoints: Mapping[str, str]
+    cost: str
+    module_classes: tuple[str, ...] = ()
+    class_aliases: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     help: str = ""
 
     @property
@@ -95,6 +104,19 @@ FAMILIES: Catalog[FamilyRow] = Catalog(
                 "0.9.7-distilled": "Lightricks/LTX-Video-0.9.7-distilled",
                 "0.9.8": "Lightricks/LTX-Video-0.9.8-13B-distilled",
             },
+            cost="simpletuner.models.ltxvideo.cost:COST",
+            module_classes=("LTXAttention", "FeedForward", "LTXVideoTransformerBlock", "GELU", "Linear"),
+            # The widely copied presets name Diffusers' general class, which this transformer does not have.
+            class_aliases={"Attention": "LTXAttention"},
+            defaults={
+                # The autoencoder's raster; other families want coarser buckets.
+                "aspect_bucket_alignment": 32,
+                # What people generate with this model, and what it gets wrong without a hint.
+                "validation_resolution": "768x512",
+                "validation_num_video_frames": 121,
+                "validation_guidance": 3.0,
+                "validation_negative_prompt": "worst quality, inconsistent motion, blurry, jittery, distorted",
+            },
             help="LTX-Video 0.9.0 to 0.9.8, 2B and 13B: text and image to video.",
         ),
     },
@@ -102,3 +124,13 @@ FAMILIES: Catalog[FamilyRow] = Catalog(
 
 # What `model_flavour` may be: the flavours of all families, each once.
 FLAVOURS: tuple[str, ...] = tuple(dict.fromkeys(name for family in FAMILIES for name in FAMILIES[family].checkpoints))
+
+
+def family_defaults(family: str | None) -> Mapping[str, Any]:
+    """Option -> default that `family` puts in the place of the general one; empty for None and unknown names."""
+    return FAMILIES[family].defaults if family is not None and family in FAMILIES else {}
+
+
+def default_origin(family: str) -> str:
+    """How records and messages call the place where a family's default comes from."""
+    return f"default of {family}"

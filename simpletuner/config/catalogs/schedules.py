@@ -30,5 +30,7 @@ SCHEDULES: Catalog[ScheduleRow] = Catalog(
         "linear": ScheduleRow(f"{_MODULE}:linear", warms_up=True),
         "polynomial": ScheduleRow(f"{_MODULE}:polynomial", warms_up=True),
         "cosine": ScheduleRow(f"{_MODULE}:cosine", warms_up=True),
+        "cosine_with_restarts": ScheduleRow(f"{_MODULE}:cosine_with_restarts", warms_up=True),
+        "sine": ScheduleRow(f"{_MODULE}:sine", warms_up=True),
     },
 )

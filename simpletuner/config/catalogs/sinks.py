@@ -1,6 +1,7 @@
 """Who is told what happens: one row per sink.
 
-`target` names a callable that takes the run folder and gives a `Sink` (see `events/sink.py`).
+`target` names a callable that gives a `Sink` (see `events/sink.py`). It takes the run folder where
+the row is not `remote`, and a `SinkContext` where it is.
 """
 
 from __future__ import annotations
@@ -19,11 +20,20 @@ class SinkRow:
         summary: What it does with events, one line.
         durable: Whether the run must stop when it cannot write; every other sink is switched off
             with a warning instead.
+        remote: Whether it is opened only when the configuration asks for it, works on a thread of its
+            own, and may itself have something to tell.
+        tracker: Whether `report_to` names it.
+        package: Module that must be installed; empty when none is needed beyond the program's own.
+        extra: Extra that brings the package.
     """
 
     target: str
     summary: str
     durable: bool = False
+    remote: bool = False
+    tracker: bool = False
+    package: str = ""
+    extra: str = ""
 
 
 # The order is the order of delivery: an event is in the journal before anybody else hears of it.
@@ -35,5 +45,24 @@ SINKS: Catalog[SinkRow] = Catalog(
         ),
         "metrics": SinkRow("simpletuner.events.sinks.metrics:MetricsSink", "one JSON line per optimizer step"),
         "console": SinkRow("simpletuner.events.sinks.console:ConsoleSink", "the story and progress on the terminal"),
+        "tensorboard": SinkRow(
+            "simpletuner.events.sinks.tensorboard:TensorboardSink", "curves and poster pictures for TensorBoard",
+            remote=True, tracker=True, package="tensorboard", extra="tensorboard",
+        ),
+        "wandb": SinkRow(
+            "simpletuner.events.sinks.wandb:WandbSink", "curves, settings and videos for Weights & Biases",
+            remote=True, tracker=True, package="wandb", extra="wandb",
+        ),
+        "webhook": SinkRow(
+            "simpletuner.events.sinks.webhook:WebhookSink", "messages to Discord and to addresses of one's own",
+            remote=True,
+        ),
+        "hub": SinkRow(
+            "simpletuner.events.sinks.hub:HubSink", "adapter, model card, videos and checkpoints to the Hub",
+            remote=True,
+        ),
     },
-)
+)  # fmt: skip
+
+LOCAL_SINKS: tuple[str, ...] = tuple(name for name in SINKS if not SINKS[name].remote)
+TRACKERS: tuple[str, ...] = tuple(name for name in SINKS if SINKS[name].tracker)

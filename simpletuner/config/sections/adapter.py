@@ -6,16 +6,13 @@ from typing import Any, Literal
 
 from simpletuner.config.option import Section, option
 
-LYCORIS = "LyCORIS adapters"
-
 
 class AdapterSection(Section):
-    lora_type: Literal["standard"] = option(
+    lora_type: Literal["standard", "lycoris"] = option(
         "standard",
         "Adapter library: PEFT LoRA (`standard`) or LyCORIS.",
         "适配器库：PEFT LoRA（`standard`）或 LyCORIS。",
         guide=True,
-        planned_values={"lycoris": LYCORIS},
     )
     lora_rank: int = option(
         16,
@@ -34,12 +31,13 @@ class AdapterSection(Section):
     lora_dropout: float = option(
         0.0, "Share of adapter inputs dropped while training.", "训练时丢弃的适配器输入比例。", ge=0, lt=1
     )
-    lora_init_type: Literal["default", "gaussian"] = option(
+    lora_init_type: Literal["default", "gaussian", "pissa", "olora"] = option(
         "default",
-        "How the LoRA matrices start.",
-        "LoRA 矩阵的初始化方式。",
+        "How the LoRA matrices start; `pissa` and `olora` start at the main part of the weights, and their files "
+        "have twice the rank.",
+        "LoRA 矩阵的初始化方式；`pissa` 与 `olora` 从权重的主要成分开始，其文件的秩为两倍。",
         level="advanced",
-        planned_values={value: f"LoRA initialisation '{value}'" for value in ("pissa", "olora", "loftq")},
+        refused_values={"loftq": "it starts from the rounding errors of a quantized base, which the files cannot keep"},
     )
     lora_targets: Literal["attention", "all"] = option(
         "attention",
@@ -48,8 +46,8 @@ class AdapterSection(Section):
     )
     peft_lora_target_modules: list[str] | None = option(
         None,
-        "Names of the layers that get an adapter; replaces `lora_targets`.",
-        "加适配器的层名；取代 `lora_targets`。",
+        "Names of the layers that get an adapter, or a JSON file with a list of them; replaces `lora_targets`.",
+        "加适配器的层名，或包含层名列表的 JSON 文件；取代 `lora_targets`。",
         level="advanced",
     )
     peft_lora_mode: Literal["standard"] = option(
@@ -65,33 +63,47 @@ class AdapterSection(Section):
         planned="slider adapters",
     )  # fmt: skip
     use_dora: bool = option(
-        False, "Weight-decomposed LoRA.", "权重分解 LoRA（DoRA）。", level="advanced", planned="DoRA"
+        False, "Weight-decomposed LoRA: trains the length of each weight row apart from its direction.",
+        "权重分解 LoRA（DoRA）：分别训练每行权重的长度与方向。", level="advanced",
+    )  # fmt: skip
+    lora_format: Literal["diffusers", "comfyui"] = option(
+        "diffusers",
+        "Names of the tensors in the saved LoRA: for Diffusers, or for ComfyUI (the strength is then part of the "
+        "tensors). `simpletuner export` converts later.",
+        "保存的 LoRA 中张量的命名方式：用于 Diffusers，或用于 ComfyUI（此时强度已乘入张量）。"
+        "之后可用 `simpletuner export` 转换。",
+        level="advanced",
     )
-    lora_format: Literal["diffusers"] = option(
-        "diffusers", "Names of the tensors in the saved adapter.", "保存的适配器中张量的命名方式。", level="advanced",
-        planned_values={"comfyui": "adapter files in ComfyUI's naming"},
-    )  # fmt: skip
     init_lora: str | None = option(
-        None, "Adapter file to start from.", "作为起点的适配器文件。", level="advanced",
-        planned="starting from an existing adapter file",
-    )  # fmt: skip
+        None,
+        "Adapter file to start from, in any layout; the step count starts at 0.",
+        "作为起点的适配器文件，任何命名方式均可；步数从 0 开始。",
+        level="advanced",
+    )
     init_lora_step: int | None = option(
         None, "Step number at which a run from `init_lora` starts.", "从 `init_lora` 开始时的步数编号。", ge=0,
-        level="expert", planned="starting from an existing adapter file",
+        level="expert", planned="continuing the step count of an adapter file",
     )  # fmt: skip
     init_lora_ema: str | None = option(
         None, "Averaged weights which belong to `init_lora`.", "与 `init_lora` 配套的平均权重。", level="expert",
-        planned="starting from an existing adapter file",
+        planned="continuing the averaged weights of an adapter file",
     )  # fmt: skip
     lycoris_config: str | None = option(
-        None, "JSON file of the LyCORIS settings.", "LyCORIS 设置的 JSON 文件。", guide=True, planned=LYCORIS
+        None,
+        "JSON file of the LyCORIS settings: kind, size, layers.",
+        "LyCORIS 设置的 JSON 文件：种类、大小、层。",
+        guide=True,
     )
     init_lokr_norm: float | None = option(
-        None, "Norm of the random start of LoKr.", "LoKr 随机初始化的范数。", ge=0, level="expert", planned=LYCORIS
+        None,
+        "Norm of the random start of LoKr.",
+        "LoKr 随机初始化的范数。",
+        ge=0,
+        level="expert",
+        planned="starting LoKr from small random values",
     )
     validation_lycoris_strength: float = option(
-        1.0, "Strength of a LyCORIS adapter while validating.", "验证时 LyCORIS 适配器的强度。", ge=0, level="expert",
-        planned=LYCORIS,
+        1.0, "Strength of a LyCORIS adapter while validating.", "验证时 LyCORIS 适配器的强度。", ge=0, level="expert"
     )  # fmt: skip
     tread_config: Any = option(
         None, "Token routing of TREAD.", "TREAD 的 token 路由设置。", level="expert", planned="token routing (TREAD)"

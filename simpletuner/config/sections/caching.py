@@ -6,7 +6,6 @@ from typing import Literal
 
 from simpletuner.config.option import Section, option
 
-ON_DEMAND = "encoding on demand"
 ONE_BY_ONE = "every encoded entry is written at once, so that a crash loses none"
 
 
@@ -50,45 +49,62 @@ class CachingSection(Section):
         False, "Convolve in patches.", "分块卷积。", level="expert", planned="patched convolution"
     )
     vae_cache_ondemand: bool = option(
-        False, "Encode a clip when it is first needed.", "首次用到时才编码视频。", level="advanced", planned=ON_DEMAND
+        False,
+        "Encode a clip when training first needs it, and keep it; the autoencoder stays in memory then.",
+        "训练首次用到视频时才编码并保存；自编码器会留在内存中。",
+        level="advanced",
     )
     vae_cache_disable: bool = option(
-        False, "Encode on demand and keep nothing.", "按需编码且不保存。", level="advanced", planned=ON_DEMAND
+        False,
+        "Encode each clip whenever training needs it and keep nothing; what is in the cache already is used.",
+        "每次用到视频时都重新编码，不保存；缓存中已有的仍会使用。",
+        level="advanced",
     )
     vae_cache_preprocess: bool = option(
-        True, "Old opposite of `vae_cache_ondemand`.", "`vae_cache_ondemand` 的旧反义选项。", level="expert",
-        planned=ON_DEMAND,
+        True, "Old opposite of `vae_cache_ondemand`: `false` means the same as `vae_cache_ondemand=true`.",
+        "`vae_cache_ondemand` 的旧反义选项：`false` 等同于 `vae_cache_ondemand=true`。", level="expert",
     )  # fmt: skip
+    vae_cache_dtype: Literal["bf16", "fp32"] = option(
+        "bf16",
+        "Number format in which encoded clips are kept; changing it encodes them again.",
+        "已编码视频的存储数值格式；更改后会重新编码。",
+        level="advanced",
+    )
+    cache_format: Literal["files", "shards"] = option(
+        "files",
+        "How new cache entries are kept: a file each, or packed into few large files, which suits very many small "
+        "entries. Both are always read.",
+        "新缓存条目的存放方式：每条一个文件，或合并到少数大文件中（适合大量小条目）。两种始终都可读取。",
+        level="advanced",
+    )
     vae_cache_scan_behaviour: Literal["recreate"] = option(
-        "recreate", "What happens to a cached clip of the wrong shape: it is encoded again.",
-        "形状不符的缓存如何处理：重新编码。", level="expert",
+        "recreate", "What happens to a cached clip that is damaged or has another shape: it is encoded again.",
+        "损坏或形状不符的缓存如何处理：重新编码。", level="expert",
         planned_values={"sync": "trusting cached clips of another shape"},
     )  # fmt: skip
     keep_vae_loaded: bool = option(
-        False, "Keep the autoencoder in memory while training.", "训练时保留自编码器在内存中。", level="advanced",
-        planned="keeping the autoencoder in memory",
+        False, "Keep the autoencoder in memory between encoding clips and decoding validation videos.",
+        "在编码视频与解码验证视频之间将自编码器留在内存中。", level="advanced",
     )  # fmt: skip
     compress_disk_cache: bool = option(
-        False, "Compress cached tensors.", "压缩缓存的张量。", guide=True,
-        planned="compression of the caches (they hold plain safetensors files)",
+        False, "Compress new cache entries with zstd. Entries are read either way, so changing it encodes nothing.",
+        "用 zstd 压缩新的缓存条目。两种条目都可读取，更改此项不会重新编码。", guide=True,
     )  # fmt: skip
     text_cache_ondemand: bool = option(
         False,
-        "Encode a caption when it is first needed.",
-        "首次用到时才编码字幕。",
+        "Encode a caption when training first needs it, and keep it; the text encoder stays in memory then.",
+        "训练首次用到字幕时才编码并保存；文本编码器会留在内存中。",
         level="advanced",
-        planned=ON_DEMAND,
     )
     text_cache_disable: bool = option(
         False,
-        "Encode captions on demand and keep nothing.",
-        "按需编码字幕且不保存。",
+        "Encode each caption whenever it is needed and keep nothing; what is in the cache already is used.",
+        "每次用到字幕时都重新编码，不保存；缓存中已有的仍会使用。",
         level="advanced",
-        planned=ON_DEMAND,
     )
     text_embed_full_cache: bool = option(
-        False, "Keep all encoded captions in memory.", "将全部已编码字幕放在内存中。", level="expert",
-        planned="keeping all encoded captions in memory",
+        False, "Keep encoded captions in memory once they have been read.", "已编码字幕读取后留在内存中。",
+        level="expert",
     )  # fmt: skip
     read_batch_size: int = option(
         25, "Files read ahead.", "预读的文件数。", ge=1, level="expert",

@@ -41,7 +41,7 @@ class DataSection(Section):
         accepted_note="buckets are named by their exact size and frame count, so that no aspect is rounded",
     )
     aspect_bucket_alignment: int = option(
-        32, "Width and height are multiples of this.", "宽和高取此数的倍数。", unit="px", level="advanced", ge=32
+        64, "Width and height are multiples of this.", "宽和高取此数的倍数。", unit="px", level="advanced", ge=32
     )
     minimum_image_size: float | None = option(
         None, "Smaller clips are left out; 0 means no limit.", "更小的视频不参与训练；0 表示不限。", ge=0, guide=True
@@ -52,13 +52,23 @@ class DataSection(Section):
     target_downsample_size: float | None = option(
         None, "Size to which larger clips are shrunk.", "较大视频缩小到的尺寸。", gt=0, guide=True
     )
-    caption_strategy: Literal["textfile", "filename", "instanceprompt"] = option(
-        "textfile", "Where captions come from.", "字幕的来源。", guide=True,
+    caption_strategy: str = option(
+        "textfile",
+        "Where captions come from; a list (`csv`) or a Hub data set brings its own unless this is given.",
+        "字幕的来源；列表（`csv`）与 Hub 数据集默认使用自带字幕。",
+        guide=True,
+        catalog="simpletuner.config.catalogs.captions:CAPTIONS",
         value_aliases={"instance_prompt": "instanceprompt"},
-        planned_values={value: f"captions from {value}" for value in ("parquet", "csv", "huggingface")},
+    )
+    instance_prompt: str | list[str] | None = option(
+        None, "The caption of every file with `instanceprompt`; a list gives several.",
+        "使用 `instanceprompt` 时所有文件的字幕；列表给出多条。",
     )  # fmt: skip
-    instance_prompt: str | None = option(
-        None, "The caption of every file with `instanceprompt`.", "使用 `instanceprompt` 时所有文件的字幕。"
+    missing_captions: Literal["leave_out", "error"] = option(
+        "leave_out",
+        "What happens to files without a caption: left out and reported, or an error that names them all.",
+        "没有字幕的文件如何处理：跳过并报告，或报错并列出全部文件。",
+        value_aliases={"skip": "leave_out"},
     )
     caption_dropout_probability: float = option(
         0.1,
@@ -80,8 +90,10 @@ class DataSection(Section):
         False, "Keep buckets that hold fewer samples than one batch.", "保留样本数少于一个批次的分桶。", guide=True
     )
     delete_problematic_images: bool = option(
-        False, "What other trainers call deleting files that cannot be decoded.", "（其他训练器）删除无法解码的文件。",
-        guide=True, accepted_note=NO_DELETION,
+        False, "Move files that proved undecodable, with their captions, to the trash folder of the cache; nothing is "
+        "deleted. Taken from the command line or from a data set's own entry only.",
+        "将确认无法解码的文件及其字幕移入缓存的 trash 文件夹；不会删除任何文件。仅当在命令行或数据集条目中给出时有效。",
+        guide=True,
     )  # fmt: skip
     delete_unwanted_images: bool = option(
         False, "What other trainers call deleting files that fail the size rules.",
@@ -92,51 +104,59 @@ class DataSection(Section):
         False, "Keep entries whose files are gone.", "保留文件已不存在的条目。", level="expert",
         accepted_note="files are listed in each run, so that a missing one is simply not trained",
     )  # fmt: skip
-    data_backend_sampling: Literal["auto-weighting"] = option(
-        "auto-weighting", "Whether the size of a data set weights the draw between data sets.",
-        "数据集大小是否影响数据集之间的抽取权重。", level="advanced",
-        planned_values={"uniform": "drawing data sets uniformly"},
-    )  # fmt: skip
+    data_backend_sampling: Literal["auto-weighting", "uniform"] = option(
+        "auto-weighting",
+        "What decides from which data set the next batch comes, besides `probability`: what each has left, or nothing "
+        "else. Either way every clip is trained equally often in an epoch.",
+        "除 `probability` 外由什么决定下一批来自哪个数据集：各自的剩余量，或仅由其决定。每轮中每个视频的训练次数不变。",
+        level="advanced",
+    )
+    bucket_tail: Literal["partial", "merge"] = option(
+        "partial",
+        "What becomes of clips that do not fill a batch: the last batch of a bucket is smaller, or a bucket that "
+        "cannot fill one batch is cut to the size of its nearest neighbour.",
+        "不足一个批次的视频如何处理：分桶的最后一批较小，或将不足一批的分桶裁剪到最接近的分桶尺寸。",
+        level="advanced",
+    )
     aspect_bucket_disable_rebuild: bool = option(
         False, "Keep random aspects from epoch to epoch.", "随机宽高比在各轮之间保持不变。", level="expert",
         accepted_note="a random aspect or crop is drawn once per file and kept",
     )  # fmt: skip
     max_upscale_threshold: float | None = option(
-        None, "Leave out clips that need more enlargement than this share.",
-        "需要放大超过此比例的视频不参与训练。", ge=0, le=1,
-        level="advanced", planned="the enlargement limit",
+        None, "Leave out clips whose area must grow by more than this share.",
+        "面积需要放大超过此比例的视频不参与训练。", ge=0, level="advanced",
     )  # fmt: skip
     prepend_instance_prompt: bool = option(
-        False, "Put `instance_prompt` before each caption.", "在每条字幕前加上 `instance_prompt`。", level="advanced",
-        planned="prepending the instance prompt",
-    )  # fmt: skip
+        False, "Put `instance_prompt` before each caption.", "在每条字幕前加上 `instance_prompt`。", level="advanced"
+    )
     only_instance_prompt: bool = option(
-        False, "Use `instance_prompt` alone.", "只使用 `instance_prompt`。", level="advanced",
-        planned="this switch (write caption_strategy = instanceprompt instead)",
-    )  # fmt: skip
+        False, "Use `instance_prompt` alone.", "只使用 `instance_prompt`。", level="advanced"
+    )
     parquet_caption_column: str | None = option(
-        None, "Column of the captions.", "字幕所在的列。", level="expert", planned="captions from parquet"
+        None, "Column of the captions in `parquet` tables.", "`parquet` 表中字幕所在的列。", level="expert"
     )
     parquet_filename_column: str | None = option(
-        None, "Column of the file names.", "文件名所在的列。", level="expert", planned="captions from parquet"
+        None, "Column of the file names in `parquet` tables.", "`parquet` 表中文件名所在的列。", level="expert"
     )
     allow_dataset_oversubscription: bool = option(
-        False, "Raise `repeats` for buckets smaller than a batch.",
-        "为小于一个批次的分桶提高 `repeats`。", level="advanced",
-        planned="raising `repeats` automatically",
-    )  # fmt: skip
+        False,
+        "Raise `repeats` where a bucket cannot fill a step, for data sets that do not set it themselves.",
+        "分桶不足以填满一个优化器步时提高其 `repeats`（仅限未自行设置的数据集）。",
+        level="advanced",
+    )
     conditioning_multidataset_sampling: Literal["random"] = option(
         "random", "How paired data sets are drawn.", "成对数据集的抽取方式。", level="expert",
         planned_values={"combined": "paired conditioning data sets"},
     )  # fmt: skip
-    dataloader_prefetch: bool = option(
-        True, "Prepare batches in the background.", "在后台准备批次。", level="expert",
-        accepted_note="batches are always prepared in the background",
-    )  # fmt: skip
+    dataloader_prefetch: bool = option(True, "Prepare batches in the background.", "在后台准备批次。", level="expert")
     dataloader_prefetch_qlen: int = option(
-        10, "Batches prepared ahead.", "预先准备的批次数。", ge=1, level="expert",
-        accepted_note="two batches are prepared ahead, which hides all reading",
-    )  # fmt: skip
+        10,
+        "Batches prepared ahead at most; fewer when they would hold more than 1 GiB.",
+        "最多预先准备的批次数；占用超过 1 GiB 时更少。",
+        ge=1,
+        unit="batches",
+        level="expert",
+    )
     debug_aspect_buckets: bool = option(
         False, "Print how buckets are filled.", "打印分桶过程。", level="expert", accepted_note=DIAGNOSTIC
     )

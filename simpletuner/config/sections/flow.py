@@ -1,13 +1,11 @@
-"""Which noise levels are trained, and the loss."""
+"""Which noise levels are trained, what of a clip is given, and the loss."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from simpletuner.config.option import Section, option
 
-BETA = "noise levels from a beta distribution"
-REFINER = "training a slice of the noise levels"
 NOT_FLOW = "it belongs to models that predict noise; LTX-Video is a flow-matching model"
 
 
@@ -32,64 +30,110 @@ class FlowSection(Section):
     flow_use_uniform_schedule: bool = option(False, "Draw noise levels uniformly.", "均匀抽取噪声水平。")
     flow_use_beta_schedule: bool = option(
         False, "Draw noise levels from a beta distribution.",
-        "从 beta 分布抽取噪声水平。", level="advanced", planned=BETA,
+        "从 beta 分布抽取噪声水平。", level="advanced",
         excludes=("flow_use_uniform_schedule",),
     )  # fmt: skip
-    flow_beta_schedule_alpha: float = option(2.0, "Alpha of that distribution.",
-                                             "该分布的 alpha。", gt=0, level="expert",
-                                             planned=BETA)  # fmt: skip
-    flow_beta_schedule_beta: float = option(2.0, "Beta of that distribution.", "该分布的 beta。", gt=0, level="expert",
-                                            planned=BETA)  # fmt: skip
-    flow_cubic_schedule_weights: Any = option(
-        None, "Density of noise levels as equally spaced weights.", "以等距权重给出的噪声水平密度。", level="expert",
-        planned="a free density of noise levels",
-    )  # fmt: skip
-    flow_custom_timesteps: Any = option(
-        None,
-        "Fixed list of noise levels.",
-        "固定的噪声水平列表。",
-        level="expert",
-        planned="a fixed list of noise levels",
+    flow_beta_schedule_alpha: float = option(
+        2.0, "Alpha of that distribution.", "该分布的 alpha。", gt=0, le=100, level="expert"
     )
+    flow_beta_schedule_beta: float = option(
+        2.0, "Beta of that distribution.", "该分布的 beta。", gt=0, le=100, level="expert"
+    )
+    flow_cubic_schedule_weights: tuple[float, ...] | None = option(
+        None,
+        "Density of noise levels: weights of at least 0 at equal steps from no noise to pure noise, joined by a curve.",
+        "噪声水平的密度：从无噪声到纯噪声等距给出的非负权重，以曲线连接。",
+        level="expert",
+        excludes=("flow_use_uniform_schedule", "flow_use_beta_schedule"),
+    )
+    flow_custom_timesteps: tuple[float, ...] | None = option(
+        None,
+        "Train only these noise levels, unshifted: shares if all are at most 1, else time steps up to 1000.",
+        "只训练这些噪声水平（不偏移）：全部不大于 1 时为比例，否则为 0–1000 的时间步。",
+        level="expert",
+        excludes=(
+            "flow_use_uniform_schedule", "flow_use_beta_schedule", "flow_cubic_schedule_weights",
+            "flow_schedule_auto_shift", "refiner_training",
+        ),
+    )  # fmt: skip
     flow_timesteps_mode: Literal["fixed-list", "round-robin"] = option(
         "fixed-list",
-        "How that list is used.",
-        "该列表的使用方式。",
+        "How that list is used: drawn at random, or one after the other.",
+        "该列表的使用方式：随机抽取，或依次使用。",
         level="expert",
-        planned="a fixed list of noise levels",
     )
-    loss_type: Literal["l2"] = option(
-        "l2", "Pointwise loss.", "逐点损失。",
-        planned_values={"huber": "Huber loss", "smooth_l1": "smooth L1 loss"},
-    )  # fmt: skip
+    flow_sigma_sampling: Literal["independent", "stratified", "antithetic"] = option(
+        "independent",
+        "How noise levels follow each other: `stratified` spreads every 64 draws evenly over the distribution, "
+        "`antithetic` mirrors every second draw; both make the loss less noisy and train the same distribution.",
+        "噪声水平的抽取方式：`stratified` 使每 64 次抽取均匀覆盖分布，`antithetic` 每隔一次取镜像；"
+        "两者都降低损失的波动，训练的分布不变。",
+        level="advanced",
+        excludes=("flow_custom_timesteps",),
+    )
+    loss_type: Literal["l2", "huber", "smooth_l1"] = option(
+        "l2",
+        "Pointwise loss; the two others count large errors less.",
+        "逐点损失；后两者降低大误差的权重。",
+        level="advanced",
+    )
     huber_schedule: Literal["snr", "exponential", "constant"] = option(
         "snr",
-        "How Huber's threshold follows the noise.",
-        "Huber 阈值随噪声的变化方式。",
+        "How the threshold of `huber` and `smooth_l1` falls from 1 at no noise to `huber_c` at pure noise.",
+        "`huber` 与 `smooth_l1` 的阈值如何从无噪声时的 1 降到纯噪声时的 `huber_c`。",
         level="expert",
-        planned="Huber loss",
     )
-    huber_c: float = option(0.1, "Huber's threshold.", "Huber 阈值。", gt=0, level="expert", planned="Huber loss")
+    huber_c: float = option(0.1, "That threshold at pure noise.", "纯噪声时的阈值。", gt=0, le=1, level="expert")
     input_perturbation: float = option(
         0.0,
-        "Extra noise on the model's input.",
-        "模型输入的额外噪声。",
+        "Extra noise on the model's input, as a share of its noise; what it must predict stays.",
+        "模型输入的额外噪声（相对其噪声的比例），预测目标不变。",
         ge=0,
+        le=1,
         level="expert",
-        planned="extra input noise",
     )
     input_perturbation_steps: int = option(
-        0, "Steps over which that noise fades.", "额外噪声衰减的步数。", ge=0, unit="steps", level="expert",
-        planned="extra input noise",
+        0, "Steps over which that noise fades to nothing; 0 keeps it.", "额外噪声衰减到零的步数；0 表示保持。",
+        ge=0, unit="steps", level="expert",
     )  # fmt: skip
     refiner_training: bool = option(
-        False, "Train only a slice of the noise levels.", "只训练一段噪声水平。", level="expert", planned=REFINER
-    )
+        False, "Train only the low noise levels, up to `refiner_training_strength`.",
+        "只训练低噪声水平，至 `refiner_training_strength` 为止。", level="expert",
+    )  # fmt: skip
     refiner_training_invert_schedule: bool = option(
-        False, "Train the other slice.", "训练另一段噪声水平。", level="expert", planned=REFINER
+        False, "Train the high noise levels above it instead.", "改为训练其上的高噪声水平。", level="expert"
     )
     refiner_training_strength: float = option(
-        0.2, "Size of the slice.", "该段的大小。", ge=0, le=1, level="expert", planned=REFINER
+        0.2, "Noise level that divides the two.", "划分两者的噪声水平。", gt=0, lt=1, level="expert"
+    )
+    ltx_train_mode: Literal["t2v", "i2v"] = option(
+        "t2v",
+        "What a set of clips trains when it has no `is_i2v`: text-to-video, or image-to-video beside it.",
+        "未写 `is_i2v` 的视频数据集训练什么：文生视频，或同时训练图生视频。",
+        level="advanced",
+    )
+    ltx_i2v_prob: float = option(
+        0.1,
+        "Chance that a sample of a set with `is_i2v` is given its first frame; 0 trains text-to-video only.",
+        "`is_i2v` 数据集的样本获得首帧的概率；0 表示只训练文生视频。",
+        ge=0,
+        le=1,
+        level="advanced",
+    )
+    ltx_protect_first_frame: bool = option(
+        False,
+        "A first frame that is given is clean and not part of the loss, as at generation from an image; else it "
+        "only has a little less noise.",
+        "给出的首帧完全无噪声且不计入损失（与由图像生成时相同）；否则只是噪声稍少。",
+        level="advanced",
+    )
+    ltx_partial_noise_fraction: float = option(
+        0.05,
+        "Largest share of its noise that such a first frame lacks while it is not protected.",
+        "首帧未受保护时最多减少的噪声比例。",
+        ge=0,
+        le=1,
+        level="expert",
     )
     mixflow_enabled: bool = option(
         False, "Slowed-interpolation post-training.", "减速插值后训练（MixFlow）。", level="expert", planned="MixFlow"

@@ -28,12 +28,11 @@ class ModelSection(Section):
         "未给出路径时使用的模型版本。",
         catalog="simpletuner.config.catalogs.families:FLAVOURS",
     )
-    model_type: Literal["lora"] | None = option(
+    model_type: Literal["lora", "full"] | None = option(
         None,
         "Train a small adapter (`lora`) or all weights (`full`).",
         "训练小型适配器（`lora`）或全部权重（`full`）。",
         guide=True,
-        planned_values={"full": "training all weights"},
     )
     pretrained_model_name_or_path: str | None = option(
         None,
@@ -113,21 +112,4 @@ class ModelSection(Section):
     i_know_what_i_am_doing: bool = option(
         False, "Lift safety stops.", "解除安全限制。", level="expert",
         accepted_note="this trainer has no safety stop that the option could lift",
-    )  # fmt: skip
-    ltx_train_mode: Literal["t2v"] = option(
-        "t2v", "Default of a data set's `is_i2v`.", "数据集 `is_i2v` 的默认值。", level="advanced",
-        planned_values={"i2v": "image-to-video training"},
-    )  # fmt: skip
-    ltx_i2v_prob: float = option(
-        0.1, "Chance that the first frame of an i2v sample is partly protected.", "i2v 样本首帧被部分保护的概率。",
-        ge=0, le=1, level="advanced", planned="image-to-video training", neutral=(0,),
-    )  # fmt: skip
-    ltx_partial_noise_fraction: float = option(
-        0.05, "Upper bound of the noise taken away from a partly protected first frame.",
-        "部分保护首帧时减少噪声的上限。",
-        ge=0, le=1, level="expert", planned="image-to-video training",
-    )  # fmt: skip
-    ltx_protect_first_frame: bool = option(
-        False, "Give the first frame clean to every i2v sample.", "每个 i2v 样本都提供干净的首帧。",
-        level="advanced", planned="image-to-video training",
     )  # fmt: skip

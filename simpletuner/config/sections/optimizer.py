@@ -6,14 +6,10 @@ from typing import Literal
 
 from simpletuner.config.option import Section, option
 
-TORCH = ("adam", "sgd", "radam", "nadam", "rmsprop", "adagrad", "adadelta", "adafactor", "adamax", "asgd", "sparseadam")
-BITSANDBYTES = ("adagrad", "adam", "adamw", "lion", "ademamix")
 PLANNED = (
     "adamw_schedulefree", "adamw_schedulefree+aggressive", "adamw_schedulefree+no_kahan", "soap", "muon", "prodigy",
-    *(f"torch-{name}" for name in TORCH),
     *(f"ao-{name}" for name in ("adamw8bit", "adamw4bit", "adamfp8", "adamwfp8")),
-    *(f"optimi-{name}" for name in ("lion", "stableadamw", "adamw", "radam", "ranger", "adan", "adam", "sgd")),
-    *(f"bnb-{name}{kind}" for name in BITSANDBYTES for kind in ("", "8bit", "-paged", "8bit-paged")),
+    *(f"bnb-{name}{kind}" for name in ("adagrad", "ademamix") for kind in ("", "8bit", "-paged", "8bit-paged")),
     *(f"sdnq-{name}" for name in ("adamw", "adafactor", "came", "lion", "muon")),
 )  # fmt: skip
 
@@ -21,11 +17,14 @@ PLANNED = (
 class OptimizerSection(Section):
     optimizer: str = option(
         "adamw_bf16",
-        "Optimizer: `adamw_bf16` keeps bf16 weights with stochastic rounding, `torch-adamw` is PyTorch's own.",
-        "优化器：`adamw_bf16` 以随机舍入保持 bf16 权重，`torch-adamw` 为 PyTorch 自带。",
+        "Optimizer: `adamw_bf16` keeps bf16 weights with stochastic rounding, `torch-…` are PyTorch's own, `optimi-…` "
+        "keep bf16 weights by Kahan summation, `bnb-…8bit` keep 8-bit moments.",
+        "优化器：`adamw_bf16` 以随机舍入保持 bf16 权重，`torch-…` 为 PyTorch 自带，"
+        "`optimi-…` 以 Kahan 求和保持 bf16 权重，`bnb-…8bit` 使用 8 位动量。",
         guide=True,
         catalog="simpletuner.config.catalogs.optimizers:OPTIMIZERS",
         planned_values={name: f"the optimizer '{name}'" for name in PLANNED},
+        refused_values={"torch-sparseadam": "no layer of LTX-Video has the sparse gradients it needs"},
     )
     optimizer_beta1: float | None = option(
         None, "First moment's memory.", "一阶动量的记忆系数。", ge=0, lt=1, level="advanced", aliases=("adam_beta1",)
@@ -33,10 +32,14 @@ class OptimizerSection(Section):
     optimizer_beta2: float | None = option(
         None, "Second moment's memory.", "二阶动量的记忆系数。", ge=0, lt=1, level="advanced", aliases=("adam_beta2",)
     )
-    adam_weight_decay: float = option(0.01, "Decoupled weight decay.", "解耦的权重衰减。", ge=0)
-    adam_epsilon: float = option(
-        1e-6, "Term that keeps the division finite.", "防止除零的小量。", gt=0, level="advanced"
-    )
+    adam_weight_decay: float | None = option(
+        None, "Weight decay; absent takes the optimizer's own (0.01 for AdamW).",
+        "权重衰减；未给出时取优化器自身的值（AdamW 为 0.01）。", ge=0,
+    )  # fmt: skip
+    adam_epsilon: float | None = option(
+        None, "Term that keeps the division finite; absent takes the optimizer's own (1e-6 for AdamW).",
+        "防止除零的小量；未给出时取优化器自身的值（AdamW 为 1e-6）。", gt=0, level="advanced",
+    )  # fmt: skip
     max_grad_norm: float = option(
         2.0, "Clipping threshold; 0 switches clipping off.", "裁剪阈值；0 表示关闭裁剪。", ge=0, guide=True
     )
@@ -47,9 +50,11 @@ class OptimizerSection(Section):
         guide=True,
     )
     optimizer_config: str | None = option(
-        None, "Further settings of the optimizer: `key=value,key=value`.", "优化器的其他设置：`key=value,key=value`。",
-        level="expert", planned="free-form optimizer settings",
-    )  # fmt: skip
+        None,
+        "Settings of the optimizer: `key=value,key=value`; its page in the documents lists the keys.",
+        "优化器的设置：`key=value,key=value`。",
+        level="expert",
+    )
     optimizer_cpu_offload_method: Literal["none"] = option(
         "none", "Keep optimizer state in RAM.", "将优化器状态放在内存中。", level="expert"
     )

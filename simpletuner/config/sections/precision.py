@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from simpletuner.config.catalogs.precisions import REFUSED
 from simpletuner.config.option import Section, option
 
 QUANTIZED = "quantized weights"
 SDNQ = ("int8", "uint8", "int16", "uint16", "fp16", "fp8", "int6", "int5", "uint5", "uint4", "uint3", "uint2")
 LEVELS = (
-    "int8-quanto", "int4-quanto", "int2-quanto", "fp8uz-quanto", "int8-torchao", "int8dq-torchao",
-    "int8dq-int4-torchao", "fp8-torchao", "fp8wo-torchao", "fp8-int4-torchao", "int4-torchao", "fp8-native",
-    "fp8-transformerengine", "nf4-bnb", *(f"{kind}-sdnq" for kind in SDNQ),
+    "fp8-int4-torchao", "int4-torchao", "fp8-native", "fp8-transformerengine", *(f"{kind}-sdnq" for kind in SDNQ)
 )  # fmt: skip
-FP8_QUANTO = (
-    "quantized weights (and `fp8-quanto` does not work with LTX-Video at all: choose fp8-torchao or int8-quanto)"
-)
 
 
 def _levels() -> dict[str, str]:
-    return {**{level: f"the quantization level '{level}'" for level in LEVELS}, "fp8-quanto": FP8_QUANTO}
+    return {level: f"the quantization level '{level}'" for level in LEVELS}
 
 
 class PrecisionSection(Section):
@@ -39,26 +35,29 @@ class PrecisionSection(Section):
         "自编码器编码与解码时的数值格式。",
         planned_values={"fp16": "an fp16 autoencoder, whose narrow range LTX-Video's activations leave,"},
     )
-    base_model_precision: Literal["no_change"] = option(
+    base_model_precision: str = option(
         "no_change",
-        "How the frozen base model is stored; LTX-Video trains without quantization too.",
-        "冻结的基础模型的存储方式；LTX-Video 不量化也能训练。",
+        "How the blocks of the frozen base model are stored: fewer bits save memory, not time; `no_change` keeps them.",
+        "冻结的基础模型各模块的存储方式：位数越少越省显存（不省时间）；`no_change` 保持原样。",
         guide=True,
+        catalog="simpletuner.config.catalogs.precisions:PRECISIONS",
         planned_values=_levels(),
+        refused_values=REFUSED,
     )
-    base_model_default_dtype: Literal["bf16"] = option(
+    base_model_default_dtype: Literal["bf16", "fp32"] = option(
         "bf16",
         "Number format of those parts of a quantized base model that stay unquantized.",
         "量化基础模型中未量化部分的数值格式。",
         guide=True,
-        planned_values={"fp32": QUANTIZED},
     )
-    text_encoder_1_precision: Literal["no_change"] = option(
+    text_encoder_1_precision: str = option(
         "no_change",
-        "How the T5 text encoder is stored.",
-        "T5 文本编码器的存储方式。",
+        "How the blocks of the T5 text encoder are stored while captions are encoded.",
+        "编码字幕时 T5 文本编码器各模块的存储方式。",
         guide=True,
+        catalog="simpletuner.config.catalogs.precisions:PRECISIONS",
         planned_values=_levels(),
+        refused_values=REFUSED,
     )
     text_encoder_2_precision: str = option(
         "no_change", "LTX-Video has one text encoder.", "LTX-Video 只有一个文本编码器。", level="expert", guide=True,
@@ -72,10 +71,10 @@ class PrecisionSection(Section):
         "no_change", "LTX-Video has one text encoder.", "LTX-Video 只有一个文本编码器。", level="expert", guide=True,
         accepted_note="LTX-Video has one text encoder, so this changes nothing",
     )  # fmt: skip
-    quantize_via: Literal["cpu", "accelerator", "pipeline"] = option(
+    quantize_via: Literal["cpu", "accelerator"] = option(
         "cpu", "Where quantization runs; `cpu` is slower but has no memory peak.",
         "量化在哪里进行；`cpu` 较慢但没有显存峰值。",
-        guide=True, accepted_note="nothing is quantized, so this changes nothing",
+        guide=True, planned_values={"pipeline": "quantization by the library while it loads (use cpu)"},
     )  # fmt: skip
     quantization_config: Any = option(
         None, "Settings for `quantize_via: pipeline`.", "`quantize_via: pipeline` 的设置。", level="expert",

@@ -6,62 +6,94 @@ from typing import Any
 
 from simpletuner.config.option import Section, option
 
-TRACKERS = ("wandb", "tensorboard", "comet_ml", "swanlab", "custom-tracker", "all")
-HUB = "uploading to the Hub"
+PLANNED_TRACKERS = ("comet_ml", "swanlab", "custom-tracker")
+QUIET_NAMES = ("", "none", "simpletuner")  # what the run folder holds anyway
 
 
 class ReportingSection(Section):
     report_to: str = option(
         "none",
-        "Trackers, comma-separated; `none` keeps the local files and the report only.",
-        "追踪器，用逗号分隔；`none` 只保留本地文件与报告。",
+        "Trackers, comma-separated: `wandb`, `tensorboard`; `all` takes those that are installed. `none` keeps the "
+        "local files and the report only.",
+        "追踪器，用逗号分隔：`wandb`、`tensorboard`；`all` 表示所有已安装的追踪器；`none` 只保留本地文件与报告。",
         guide=True,
-        planned_values={name: f"the tracker '{name}'" for name in TRACKERS},
+        planned_values={name: f"the tracker '{name}'" for name in PLANNED_TRACKERS},
     )
     tracker_project_name: str = option(
         "simpletuner",
-        "Project the run belongs to.",
-        "本次运行所属的项目。",
+        "Project the run belongs to at a tracker; also the repository's name on the Hub without `hub_model_id`.",
+        "本次运行在追踪器中所属的项目；未设置 `hub_model_id` 时也用作 Hub 仓库名。",
         guide=True,
-        accepted_note="it names a project of a tracker, and no tracker is built yet",
     )
     tracker_run_name: str = option(
         "ltxvideo",
-        "Name of the run, shown in reports and in the adapter's metadata.",
-        "本次运行的名称，显示在报告与适配器元数据中。",
+        "Name of the run, shown in reports and trackers and in the adapter's metadata.",
+        "本次运行的名称，显示在报告、追踪器与适配器元数据中。",
         guide=True,
     )
     tracker_image_layout: str = option(
-        "gallery", "How a tracker shows pictures.", "追踪器展示图像的方式。", level="expert", planned="trackers"
-    )
+        "gallery", "How a tracker shows pictures.", "追踪器展示图像的方式。", level="expert",
+        planned="pictures as a table",
+    )  # fmt: skip
     custom_tracker: str | None = option(
         None, "Own tracker class.", "自定义追踪器。", level="expert", planned="the tracker 'custom-tracker'"
     )
     logging_dir: str = option(
-        "logs", "Folder of tracker files.", "追踪器文件夹。", level="expert", planned="trackers with own files"
+        "logs",
+        "Folder of the trackers' own files (W&B, TensorBoard), relative to `output_dir`.",
+        "追踪器自身文件（W&B、TensorBoard）的文件夹，相对于 `output_dir`。",
+        level="expert",
+        empty_fix="Name a folder, for example logs",
     )
     webhook_config: Any = option(
-        None, "Webhooks that are told what happens: a JSON file, an object or a list.",
-        "接收事件的 webhook：JSON 文件、对象或列表。", guide=True, planned="webhooks", secret=True,
-    )  # fmt: skip
-    push_to_hub: bool = option(False, "Upload the result to the Hub.", "将结果上传到 Hub。", guide=True, planned=HUB)
+        None,
+        "Webhooks that are told what happens, at Discord or at an address of one's own (`raw`): a JSON file, an object "
+        "or a list of objects.",
+        "接收事件的 webhook（Discord 或自有地址 `raw`）：JSON 文件、对象或对象列表。",
+        guide=True,
+        secret=True,
+    )
+    push_to_hub: bool = option(
+        False,
+        "Upload the trained adapter, a model card and the sample videos to the Hub when the run is finished. Needs "
+        "a login (`hf auth login` or HF_TOKEN); an upload that fails never stops the run.",
+        "训练结束后将适配器、模型卡与示例视频上传到 Hub。需要登录（`hf auth login` 或 HF_TOKEN）；"
+        "上传失败不会中断训练。",
+        guide=True,
+    )
     push_checkpoints_to_hub: bool = option(
-        False, "Upload each checkpoint to the Hub.", "将每个检查点上传到 Hub。", guide=True, planned=HUB
+        False,
+        "Upload each checkpoint to the Hub as a folder of its own; its adapter also becomes the repository's main one.",
+        "将每个检查点作为独立文件夹上传到 Hub；其适配器同时成为仓库的主适配器。",
+        guide=True,
     )
     push_to_hub_background: bool = option(
-        False, "Upload in the background.", "在后台上传。", level="advanced", planned=HUB
+        False,
+        "Upload in the background.",
+        "在后台上传。",
+        level="advanced",
+        accepted_note="uploads always run in the background; a finished run waits for them",
     )
     hub_model_id: str | None = option(
-        None, "Name of the repository on the Hub.", "Hub 上的仓库名。", guide=True, planned=HUB
+        None,
+        "Repository on the Hub: `name`, `owner/name` or its address. Without it the project's name is taken.",
+        "Hub 上的仓库：`名称`、`所有者/名称` 或其网址。未设置时使用项目名。",
+        guide=True,
     )
     model_card_private: bool = option(
-        True, "Make the repository private.", "将仓库设为私有。", level="advanced", planned=HUB
+        True,
+        "Make a new repository private; one that exists stays as it is.",
+        "将新建的仓库设为私有；已有仓库保持不变。",
+        level="advanced",
     )
     model_card_safe_for_work: bool = option(
-        False, "Say that the model is safe for work.", "声明模型内容安全。", level="expert", planned=HUB
+        False,
+        "Say on the model card that the model is safe for work; otherwise it says `not-for-all-audiences`.",
+        "在模型卡上声明内容安全；否则标注 `not-for-all-audiences`。",
+        level="expert",
     )
     model_card_note: str | None = option(
-        None, "Note on the model card.", "模型卡上的备注。", level="expert", planned=HUB
+        None, "Note of your own on the model card (Markdown).", "模型卡上的自定义备注（Markdown）。", level="expert"
     )
     modelspec_comment: Any = option(
         None, "Comment in the adapter's metadata.", "适配器元数据中的注释。", level="expert",
@@ -77,3 +109,9 @@ class ReportingSection(Section):
         level="expert",
         planned="commands after an upload",
     )
+
+
+def tracker_names(report_to: str) -> tuple[str, ...]:
+    """The words of `report_to` in lower case, without those that ask for nothing beyond the run folder."""
+    words = (word.strip().lower() for word in report_to.split(","))
+    return tuple(word for word in words if word not in QUIET_NAMES)

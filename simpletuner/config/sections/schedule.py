@@ -7,7 +7,6 @@ from typing import Literal
 from simpletuner.config.option import Section, option
 
 TEXT_FROZEN = "LTX-Video's text encoder stays frozen"
-OWN_SCALE = "scaling the learning rate by the batch size"
 
 
 class ScheduleSection(Section):
@@ -42,20 +41,28 @@ class ScheduleSection(Section):
         excludes=("ignore_final_epochs",),
     )  # fmt: skip
     train_batch_size: int = option(1, "Clips in one forward pass.", "一次前向的视频数。", ge=1, guide=True)
+    max_tokens_per_batch: int | None = option(
+        None,
+        "Fill each batch up to this many latent cells instead of counting clips: small sizes get more clips per "
+        "batch, and one clip is always taken. A train_batch_size above 1 is then the most clips of a batch.",
+        "按潜空间单元数而不是按视频数填充批次：小尺寸的批次含更多视频，至少一个。"
+        "此时大于 1 的 train_batch_size 为每批视频数上限。",
+        ge=1,
+        unit="tokens",
+        level="advanced",
+    )
     gradient_accumulation_steps: int = option(
         1, "Forward passes per optimizer step.", "每个优化器步的前向次数。", ge=1, guide=True
     )
     learning_rate: float = option(1e-4, "Learning rate of the plateau.", "平台期的学习率。", gt=0, le=10, guide=True)
-    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"] = option(
+    lr_scheduler: Literal[
+        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "sine"
+    ] = option(
         "constant_with_warmup",
         "Course of the learning rate.",
         "学习率曲线。",
         guide=True,
         value_aliases={"cosine_with_warmup": "cosine"},
-        planned_values={
-            "sine": "the schedule 'sine'",
-            "cosine_with_restarts": "the schedule 'cosine_with_restarts'",
-        },
     )
     lr_warmup_steps: int = option(
         0, "Steps from zero to the full learning rate.", "学习率从零升到最大值的步数。", ge=0, unit="steps", guide=True
@@ -68,18 +75,21 @@ class ScheduleSection(Section):
     )
     lr_power: float = option(0.8, "Exponent of the polynomial schedule.", "多项式曲线的指数。", gt=0, level="advanced")
     lr_num_cycles: int = option(
-        1, "Cycles of a schedule with restarts.", "带重启曲线的周期数。", ge=1, level="expert",
-        planned="a schedule with restarts",
-    )  # fmt: skip
+        1, "Cycles of `cosine_with_restarts`.", "`cosine_with_restarts` 的周期数。", ge=1, level="expert"
+    )
     lr_scale: bool = option(
-        False, "Multiply the learning rate by the effective batch size.", "学习率乘以有效批大小。", level="advanced",
-        planned=OWN_SCALE,
-    )  # fmt: skip
+        False,
+        "Multiply the learning rate by the effective batch size (clips per optimizer step).",
+        "学习率乘以有效批大小（每个优化器步的视频数）。",
+        level="advanced",
+    )
     lr_scale_sqrt: bool = option(
-        False, "Multiply by the square root of the effective batch size.",
-        "学习率乘以有效批大小的平方根。", level="expert",
-        planned=OWN_SCALE,
-    )  # fmt: skip
+        False,
+        "Multiply by the square root of the effective batch size instead.",
+        "改为乘以有效批大小的平方根。",
+        level="expert",
+        excludes=("lr_scale",),
+    )
     seed_for_each_device: bool = option(
         True, "Give each process its own seed.", "每个进程使用各自的种子。", level="expert",
         accepted_note="random draws are keyed by the running number of the sample, whatever process makes them",

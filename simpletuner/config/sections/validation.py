@@ -24,7 +24,7 @@ class ValidationSection(Section):
         None, "JSON file of nickname -> prompt.", "昵称 -> 提示词 的 JSON 文件。", guide=True
     )
     validation_negative_prompt: str = option(
-        "worst quality, inconsistent motion, blurry, jittery, distorted",
+        "blurry, cropped, ugly",
         "What the videos should not show.",
         "视频中不应出现的内容。",
         guide=True,
@@ -44,18 +44,18 @@ class ValidationSection(Section):
         False, "Skip the videos of the untouched base model.", "不生成未训练基础模型的视频。", guide=True
     )
     validation_resolution: str = option(
-        "768x512",
+        "512x512",
         "Sizes of the videos: WxH, comma-separated; a single number is a square.",
         "视频尺寸：宽x高，用逗号分隔；单个数字表示正方形。",
         unit="px",
         guide=True,
     )
     validation_num_video_frames: int = option(
-        121, "Frames of a validation video, rounded down to 8k+1.", "验证视频的帧数，向下取 8k+1。", ge=1, unit="frames"
+        25, "Frames of a validation video, rounded down to 8k+1.", "验证视频的帧数，向下取 8k+1。", ge=1, unit="frames"
     )
     validation_num_inference_steps: int = option(25, "Denoising steps.", "去噪步数。", ge=1, unit="steps", guide=True)
     validation_guidance: float = option(
-        3.0, "Classifier-free guidance; 1 switches it off.", "无分类器引导强度；1 表示关闭。", ge=1, guide=True
+        5.0, "Classifier-free guidance; 1 switches it off.", "无分类器引导强度；1 表示关闭。", ge=1, guide=True
     )
     validation_seed: int = option(42, "Seed of the validation noise.", "验证噪声的种子。", ge=0, guide=True)
     validation_prompt_library: str | None = option(
@@ -104,8 +104,13 @@ class ValidationSection(Section):
     validation_using_datasets: bool = option(
         False, "Take input images from data sets.", "从数据集取输入图像。", level="advanced", planned=I2V
     )
-    validation_input: Any = option(
-        None, "List of input images with prompts.", "输入图像与提示词的列表。", level="advanced", planned=I2V
+    validation_input: str | None = option(
+        None,
+        "JSON file with a list of pictures (or clips) and prompts, {path, prompt, shortname}: each becomes a video "
+        "that begins with that picture, or with the clip's first frame.",
+        "JSON 文件，列出图片（或视频）与提示词 {path, prompt, shortname}：每条生成一个以该图片（或视频首帧）"
+        "开头的视频。",
+        level="advanced",
     )
     validation_stitch_input_location: Literal["none", "left", "right"] = option(
         "none", "Where the input image is shown.", "输入图像的显示位置。", level="expert", planned=I2V

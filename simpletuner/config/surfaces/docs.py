@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 
+from simpletuner.config.catalogs.families import FAMILIES
 from simpletuner.config.table import HEADINGS, OptionSpec, dataset_tables, option_table
 from simpletuner.config.values import show
 
@@ -15,8 +16,9 @@ This page is made from the option table (`make docs`); a test compares the two. 
 
 A value is taken from the strongest source that gives one: command line, then environment variables
 (`SIMPLETUNER_<OPTION>`), then `config/<ENV>/config.json` (or `.toml`, `.env`), then `config/config.env`, then the
-default. `simpletuner check` tells every problem at once, `simpletuner options NAME` explains one option.
-取值优先级：命令行 > 环境变量 > 所选环境的配置文件 > `config/config.env` > 默认值。
+default of the model family, then the general default. `simpletuner check` tells every problem at once,
+`simpletuner options NAME` explains one option.
+取值优先级：命令行 > 环境变量 > 所选环境的配置文件 > `config/config.env` > 模型家族的默认值 > 通用默认值。
 
 ★ named by the quickstart (快速入门中出现) · ○ known, but the feature is not built yet and any value that would need it
 is refused by name (尚未实现) · ✕ cannot be used with LTX-Video (LTX-Video 不可用) · △ accepted, changes nothing here
@@ -57,10 +59,18 @@ def marks(spec: OptionSpec) -> str:
 
 
 def default_text(spec: OptionSpec) -> str:
-    """The default as one would write it; empty when the option has none."""
+    """The default as one would write it, and each family's own; empty when the option has none."""
     if spec.default is ...:
         return "required"
-    return "" if spec.default is None or spec.kind == "block" else f"`{show(spec.default)}`"
+    general = "" if spec.default is None or spec.kind == "block" else f"`{show(spec.default)}`"
+    if option_table().get(spec.name) is not spec:
+        return general
+    own = [
+        f"{family}: `{show(FAMILIES[family].defaults[spec.name])}`"
+        for family in FAMILIES
+        if spec.name in FAMILIES[family].defaults
+    ]
+    return "; ".join(filter(None, (general, *own)))
 
 
 def _value(spec: OptionSpec) -> str:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from simpletuner.config.catalogs.backends import BACKENDS
+from simpletuner.config.catalogs.captions import CAPTIONS
 from simpletuner.config.dataset import BLOCKS
+from simpletuner.config.dataset_places import KEYS_OF_TYPE
 from simpletuner.config.table import OptionSpec, dataset_tables, option_table
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -28,21 +31,38 @@ def options_schema() -> dict[str, Any]:
 
 
 def dataset_schema() -> dict[str, Any]:
-    """Schema of multidatabackend.json."""
+    """Schema of multidatabackend.json: one object per `dataset_type` and `type`, each with its own keys."""
+    entries = [_clips_schema(kind, place) for kind in ("video", "image") for place in BACKENDS]
+    stores = _object(_properties(dataset_tables()["text_embeds"]), ["id", "dataset_type"])
+    return {"$schema": DIALECT, "title": "Data sets", "type": "array", "items": {"anyOf": [*entries, stores]}}
+
+
+def _clips_schema(kind: str, place: str) -> dict[str, Any]:
+    """An entry of clips or images (`kind`) that lie in one kind of `place`."""
     tables = dataset_tables()
-    clips = _properties(tables["dataset"])
+    foreign = {key for keys in KEYS_OF_TYPE.values() for key in keys}.difference(KEYS_OF_TYPE[place])
+    keys = _properties({name: spec for name, spec in tables["dataset"].items() if name not in foreign})
     for name in BLOCKS:
-        clips[name] = {"type": "object", "properties": _properties(tables[name]), "additionalProperties": False}
-    entries = [
-        {"type": "object", "properties": clips, "required": ["id"], "additionalProperties": False},
-        {
-            "type": "object",
-            "properties": _properties(tables["text_embeds"]),
-            "required": ["id", "dataset_type"],
-            "additionalProperties": False,
-        },
-    ]
-    return {"$schema": DIALECT, "title": "Data sets", "type": "array", "items": {"anyOf": entries}}
+        if name in keys:
+            keys[name] = _object(_properties(tables[name]), [])
+    if kind == "image":
+        del keys["video"]
+    keys["dataset_type"] = {**keys["dataset_type"], "enum": [kind]}
+    keys["type"] = {**keys["type"], "enum": [place]}
+    fitting = [name for name in CAPTIONS if not CAPTIONS[name].types or place in CAPTIONS[name].types]
+    keys["caption_strategy"] = {**keys["caption_strategy"], "enum": fitting}
+    tags = ["dataset_type"] * (kind != "video") + ["type"] * (place != "local")
+    return _object(keys, ["id", *tags, *BACKENDS[place].needs])
+
+
+def _object(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "patternProperties": {"^(_|//|#)": {}},  # remarks of the person who wrote the file
+        "required": required,
+        "additionalProperties": False,
+    }
 
 
 def _properties(table: Mapping[str, OptionSpec]) -> dict[str, Any]:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from simpletuner.config.rules import RULES
 from simpletuner.config.surfaces.docs import default_text, marks
 from simpletuner.config.table import HEADINGS, OptionSpec, dataset_tables, option_table
 
 
-def describe_option(spec: OptionSpec, setting: str = "") -> Iterator[str]:
-    """The page of one option; `setting` tells what it is set to now, and by whom."""
+def describe_option(spec: OptionSpec, setting: str = "", further_rules: Sequence[str] = ()) -> Iterator[str]:
+    """The page of one option.
+
+    Args:
+        spec: Its row.
+        setting: What it is set to now, and by whom.
+        further_rules: Sentences on rules that other rooms check.
+    """
     facts = spec.facts
     yield f"{spec.name}{marks(spec)}   ({HEADINGS[spec.section][0]}, {facts.level})"
     yield f"  {facts.help}"
     yield f"  {facts.zh}"
     yield f"  Value: {', '.join(filter(None, (spec.type_text, spec.range_text)))} {facts.unit}".rstrip()
-    yield f"  Default: {default_text(spec).strip('`') or 'not given'}"
+    yield f"  Default: {default_text(spec).replace('`', '') or 'not given'}"
     if setting:
         yield f"  Now: {setting}"
     if facts.aliases:
@@ -30,9 +37,23 @@ def describe_option(spec: OptionSpec, setting: str = "") -> Iterator[str]:
         yield f"  Accepted, but {facts.accepted_note}."
     if facts.planned_values:
         yield f"  Known, not built yet: {', '.join(str(word) for word in facts.planned_values)}"
+    for sentence in (*rules_about(spec), *further_rules):
+        yield f"  Rule: {sentence}."
     related = related_options(spec)
     if related:
         yield f"  Related: {', '.join(related)}"
+
+
+def rules_about(spec: OptionSpec) -> list[str]:
+    """Sentences on the rules across options that read this one, with the other options they read."""
+    if spec.name not in option_table() or option_table()[spec.name] != spec:
+        return []
+    told = []
+    for rule in RULES:
+        if spec.name in rule.reads:
+            others = [name for name in rule.reads if name != spec.name]
+            told.append(rule.about + (f" (with {', '.join(others)})" if others else ""))
+    return told
 
 
 def related_options(spec: OptionSpec, limit: int = 8) -> list[str]:
@@ -56,7 +77,7 @@ def list_options(*, everything: bool) -> Iterator[str]:
             section = spec.section
             yield ""
             yield HEADINGS[section][0]
-        yield f"  {spec.name:<42} {default_text(spec).strip('`'):<22.22} {spec.facts.help}"
+        yield f"  {spec.name:<42} {default_text(spec).replace('`', ''):<22.22} {spec.facts.help}"
 
 
 def find_option(name: str) -> OptionSpec | None:

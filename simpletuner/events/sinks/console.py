@@ -29,6 +29,7 @@ from simpletuner.events.types import (
     StageStarted,
     StepFinished,
     StoryTold,
+    Uploaded,
     VideoGenerated,
 )
 from simpletuner.events.wording import told_duration, told_rate, told_size
@@ -113,6 +114,8 @@ class ConsoleSink:
         elif isinstance(event, VideoGenerated):
             self._summary.videos += 1
             self._say(f"Video ({event.weights}, step {event.step}): {event.path} ({told_duration(event.seconds)})")
+        elif isinstance(event, Uploaded):
+            self._say(f"Uploaded {event.what} to {event.address} ({told_duration(event.seconds)})")
         elif isinstance(event, RunFinished):
             self._display.close()
             word, style = _OUTCOMES[event.outcome]

@@ -53,10 +53,10 @@ def save_adapter(
             with safe_open(written, framework="pt") as handle:
                 layout = handle.metadata()
             stored = load_file(written)
-        staging.write_bytes(save(stored, metadata={**_model_spec(stored), **metadata, **layout}))
+        staging.write_bytes(save(stored, metadata={**model_spec(stored), **metadata, **layout}))
 
 
-def _model_spec(tensors: dict[str, Tensor]) -> dict[str, str]:
+def model_spec(tensors: dict[str, Tensor]) -> dict[str, str]:
     """The metadata other tools show (github.com/Stability-AI/ModelSpec, 1.0.1)."""
     return {
         "modelspec.sai_model_spec": "1.0.1",

@@ -16,8 +16,10 @@ from simpletuner.models.family import GenerationRequest
 from simpletuner.models.ltxvideo import export, sampling
 from simpletuner.models.ltxvideo import transformer as calls
 from simpletuner.models.ltxvideo.autoencoder import LTXAutoencoder, load_autoencoder
+from simpletuner.models.ltxvideo.lora_names import find_layer
 from simpletuner.models.ltxvideo.source import LTXSource, resolve_source
 from simpletuner.models.ltxvideo.text import LTXPromptEncoder, load_prompt_encoder
+from simpletuner.models.ltxvideo.weights import to_original
 
 _ROW = FAMILIES["ltxvideo"]
 
@@ -26,6 +28,8 @@ class LTXVideoFamily:
     """Fulfils `models.family.ModelFamily`; see there for what each part promises."""
 
     grid = _ROW.grid
+    attention_class = "LTXAttention"
+    block_list = "transformer_blocks"
 
     def resolve(self, settings: ModelSection) -> LTXSource:
         return resolve_source(settings)
@@ -35,8 +39,10 @@ class LTXVideoFamily:
     ) -> LTXAutoencoder:
         return load_autoencoder(source, dtype, device, tiling=tiling)
 
-    def load_prompt_encoder(self, source: LTXSource, dtype: torch.dtype, device: torch.device) -> LTXPromptEncoder:
-        return load_prompt_encoder(source, dtype, device)
+    def load_prompt_encoder(
+        self, source: LTXSource, dtype: torch.dtype, device: torch.device, *, precision: str = "no_change"
+    ) -> LTXPromptEncoder:
+        return load_prompt_encoder(source, dtype, device, precision)
 
     def load_transformer(self, source: LTXSource, dtype: torch.dtype, device: torch.device) -> nn.Module:
         return calls.load_transformer(source, dtype, device)
@@ -50,8 +56,14 @@ class LTXVideoFamily:
         prompt_embeds: Tensor,
         prompt_mask: Tensor,
         frame_rates: Tensor,
+        first_frame_sigmas: Tensor | None = None,
     ) -> Tensor:
-        return calls.predict(transformer, source, noised_latents, sigmas, prompt_embeds, prompt_mask, frame_rates)
+        return calls.predict(
+            transformer, source, noised_latents, sigmas, prompt_embeds, prompt_mask, frame_rates, first_frame_sigmas
+        )
+
+    def input_widths(self, transformer: nn.Module) -> tuple[int, int]:
+        return calls.input_widths(transformer)
 
     def adapter_targets(self, transformer: nn.Module, choice: str | Sequence[str]) -> list[str]:
         return calls.adapter_targets(transformer, choice)
@@ -70,6 +82,18 @@ class LTXVideoFamily:
         self, path: Path, tensors: dict[str, Tensor], adapter_config: dict[str, Any], metadata: dict[str, str]
     ) -> None:
         export.save_adapter(path, tensors, adapter_config, metadata)
+
+    def adapter_metadata(self, tensors: dict[str, Tensor]) -> dict[str, str]:
+        return export.model_spec(tensors)
+
+    def layer_named(self, name: str) -> str | None:
+        return find_layer(name)
+
+    def original_layer(self, layer: str) -> str:
+        return to_original(layer)
+
+    def load_transformer_at(self, place: str, dtype: torch.dtype | None) -> nn.Module:
+        return calls.load_transformer_at(place, dtype)
 
 
 FAMILY = LTXVideoFamily()

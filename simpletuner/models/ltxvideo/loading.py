@@ -28,7 +28,7 @@ def load_tensors(component: Component, dtype: torch.dtype | None, device: torch.
     return tensors
 
 
-def build_module(model_class: Any, component: Component, dtype: torch.dtype, device: torch.device) -> Any:
+def build_module(model_class: Any, component: Component, dtype: torch.dtype | None, device: torch.device) -> Any:
     """A Diffusers model in evaluation mode with a component's configuration and weights.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Generates a video with the Diffusers pipeline of the release.
+"""Generates a video with the Diffusers pipeline of the release; from a picture with `image_to_video.py`.
 
 The pipeline denoises; decoding is left to `autoencoder.py`, so that its rules stand in one place.
 Scheduler and positions follow the release table, not the checkpoint's scheduler file.
@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, LTXConditionPipeline, LTXPipeline
+from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
+from diffusers.pipelines.ltx.pipeline_ltx_condition import linear_quadratic_schedule
 from torch import Tensor, nn
 
 from simpletuner.models.family import GenerationRequest
 from simpletuner.models.ltxvideo.autoencoder import LTXAutoencoder
+from simpletuner.models.ltxvideo.image_to_video import denoise_from_frame
 from simpletuner.models.ltxvideo.packing import unpack
 from simpletuner.models.ltxvideo.positions import SPATIAL, TEMPORAL, token_coordinates
 from simpletuner.models.ltxvideo.source import LTXSource
@@ -78,6 +81,11 @@ def generate_latents(
     on_step: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Normalised latents [1, C, f, h, w] float32 of one generated video."""
+    if request.first_frame is not None:
+        with _evaluating(transformer):
+            return denoise_from_frame(
+                transformer, source, autoencoder, request, noise_levels(source.version.schedule, request), on_step
+            )
     pipeline = _PIPELINES[source.version.pipeline](
         scheduler=build_scheduler(source.version.schedule, request.num_inference_steps),
         vae=autoencoder.model,
@@ -102,6 +110,19 @@ def generate_latents(
         ).frames
     # The text pipeline returns tokens, the condition pipeline latents.
     return latents if latents.ndim == 5 else unpack(latents, *_latent_size(request))
+
+
+def noise_levels(schedule: Schedule, request: GenerationRequest) -> Tensor:
+    """The falling noise levels [steps + 1] of a release, float32; the last one is 0."""
+    steps = request.num_inference_steps
+    if schedule == "linear_quadratic":
+        return torch.cat([torch.as_tensor(linear_quadratic_schedule(steps), dtype=torch.float32), torch.zeros(1)])
+    scheduler = build_scheduler(schedule, steps)
+    frames, height, width = _latent_size(request)
+    mu = calculate_shift(frames * height * width, *_SHIFT_TOKENS, *_SHIFT_MU)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+    levels: Tensor = scheduler.sigmas
+    return levels
 
 
 def _prompt_arguments(transformer: nn.Module, request: GenerationRequest) -> dict[str, Any]:

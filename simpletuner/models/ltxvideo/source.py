@@ -126,6 +126,19 @@ def resolve_source(settings: ModelSection) -> LTXSource:
     )
 
 
+def find_transformer(place: str) -> Component:
+    """The transformer of `place`: a checkpoint, a `transformer` folder, a Hub repository or a single file.
+
+    Raises:
+        UserError: If there is none.
+    """
+    if place.endswith(WEIGHTS_SUFFIX):
+        path = Place(place).fetch_file()
+        return Component(place, read_transformer_config(path, {}), (path,), path.parent)
+    finder = _Finder(ModelSection(pretrained_model_name_or_path=place), Place(place))
+    return finder.transformer_of_base()
+
+
 class _Finder:
     """Looks each component up where the settings say."""
 
@@ -158,6 +171,10 @@ class _Finder:
             )
         option = "pretrained_transformer_model_name_or_path"
         return self._component(Place(place), folder, "transformer", option)
+
+    def transformer_of_base(self) -> Component:
+        """The base's transformer, or the base itself where it is one."""
+        return self._component(self._base, "transformer", "transformer", "--base", or_root=True)
 
     def text(self) -> Component:
         place, folder, option = self._text_place("text_encoder")

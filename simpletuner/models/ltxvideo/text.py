@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from simpletuner.core.errors import UserError
 from simpletuner.models.ltxvideo.component_files import WEIGHTS_SUFFIX
 from simpletuner.models.ltxvideo.source import LTXSource
+from simpletuner.models.precision.quantize import quantize_blocks
 
 
 class LTXPromptEncoder:
@@ -55,8 +56,12 @@ class LTXPromptEncoder:
         return prompt[prompt.rfind(" ", 0, start + 1) + 1 :].strip()
 
 
-def load_prompt_encoder(source: LTXSource, dtype: torch.dtype, device: torch.device) -> LTXPromptEncoder:
-    """T5 in evaluation mode, with the source's token length.
+def load_prompt_encoder(
+    source: LTXSource, dtype: torch.dtype, device: torch.device, precision: str = "no_change"
+) -> LTXPromptEncoder:
+    """T5 in evaluation mode, with the source's token length, its blocks stored in `precision`.
+
+    It is quantized before it is moved, so that the device never holds it whole.
 
     Raises:
         UserError: If weights are missing.
@@ -74,8 +79,10 @@ def load_prompt_encoder(source: LTXSource, dtype: torch.dtype, device: torch.dev
             "Weights and config.json must belong to one model",
             "Download the text encoder again",
         )
-    model = model.to(device)
-    return LTXPromptEncoder(model.eval().requires_grad_(False), tokenizer, source.token_length)
+    model = model.eval().requires_grad_(False)
+    # Transformers casts what enters `wo` to the format of its weight, which is none of numbers once it is quantized.
+    quantize_blocks(model, precision, "block", spared="wo")
+    return LTXPromptEncoder(model.to(device), tokenizer, source.token_length)
 
 
 @contextlib.contextmanager

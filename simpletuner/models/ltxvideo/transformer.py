@@ -7,6 +7,7 @@ pipelines, and tests/parity shows that both give it the same input.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import LTXVideoTransformer3DModel
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 
 from simpletuner.core.catalog import did_you_mean
 from simpletuner.core.errors import UserError
+from simpletuner.models.ltxvideo.frame_times import accept_frame_times, last_layer_by_frame, tokens_of
 from simpletuner.models.ltxvideo.loading import build_module
 from simpletuner.models.ltxvideo.packing import pack, unpack
 from simpletuner.models.ltxvideo.positions import token_coordinates
-from simpletuner.models.ltxvideo.source import LTXSource
+from simpletuner.models.ltxvideo.source import LTXSource, find_transformer
 
 TIMESTEPS = 1000.0  # the model's time input is 1000 * sigma
 ATTENTION_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -31,7 +33,20 @@ def load_transformer(source: LTXSource, dtype: torch.dtype, device: torch.device
     """
     transformer: nn.Module = build_module(LTXVideoTransformer3DModel, source.transformer, dtype, device)
     transformer.requires_grad_(False)
+    accept_frame_times(transformer)
     return transformer
+
+
+def load_transformer_at(place: str, dtype: torch.dtype | None) -> nn.Module:
+    """The plain transformer of a checkpoint, `transformer` folder or single file, on the CPU; `dtype` None keeps
+    the stored format.
+
+    Raises:
+        UserError: If there is none.
+    """
+    component = find_transformer(place)
+    transformer: nn.Module = build_module(LTXVideoTransformer3DModel, component, dtype, torch.device("cpu"))
+    return transformer.requires_grad_(False)
 
 
 def predict(
@@ -42,6 +57,7 @@ def predict(
     prompt_embeds: Tensor,
     prompt_mask: Tensor,
     frame_rates: Tensor,
+    first_frame_sigmas: Tensor | None = None,
 ) -> Tensor:
     """Velocity prediction [B, C, F, H, W] float32 (noise minus latents).
 
@@ -52,22 +68,38 @@ def predict(
         sigmas: [B] float32 noise levels in [0, 1].
         prompt_embeds: [B, L, D]; prompt_mask: [B, L] bool, True = real token.
         frame_rates: [B] frames per second of each clip.
+        first_frame_sigmas: [B] float32 noise levels of the first latent frame where they differ from `sigmas`;
+            the transformer must come from `load_transformer`. F is at least 2.
     """
     latent_frames, latent_height, latent_width = noised_latents.shape[2:]
     dtype = base_tensor(transformer).dtype
     device = noised_latents.device
-    tokens = transformer(
-        hidden_states=pack(noised_latents).to(dtype),
-        encoder_hidden_states=prompt_embeds.to(dtype),
+    times = sigmas.to(device, torch.float32) * TIMESTEPS
+    arguments: dict[str, Any] = {
+        "hidden_states": pack(noised_latents).to(dtype),
+        "encoder_hidden_states": prompt_embeds.to(dtype),
         # Never in a 16-bit format: there 951.3 would become 952.
-        timestep=sigmas.to(device, torch.float32) * TIMESTEPS,
-        encoder_attention_mask=prompt_mask,
-        video_coords=token_coordinates(
+        "timestep": times,
+        "encoder_attention_mask": prompt_mask,
+        "video_coords": token_coordinates(
             source.positions, latent_frames, latent_height, latent_width, frame_rates.to(device)
         ),
-        return_dict=False,
-    )[0]
+        "return_dict": False,
+    }
+    if first_frame_sigmas is None:
+        tokens = transformer(**arguments)[0]
+    else:
+        frame_times = times[:, None].repeat(1, latent_frames)
+        frame_times[:, 0] = first_frame_sigmas.to(device, torch.float32) * TIMESTEPS
+        with last_layer_by_frame(transformer, latent_frames):
+            tokens = tokens_of(transformer(**{**arguments, "timestep": frame_times})[0])
     return unpack(tokens, latent_frames, latent_height, latent_width).float()
+
+
+def input_widths(transformer: nn.Module) -> tuple[int, int]:
+    """Latent channels and width of the text features the model takes."""
+    config: Any = transformer.config
+    return int(config.in_channels), int(config.caption_channels)
 
 
 def base_tensor(transformer: nn.Module) -> Tensor:

@@ -18,11 +18,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from simpletuner.caching.entry import FORMAT
 from simpletuner.caching.fingerprint import encoder_identity
-from simpletuner.caching.latents import LatentCache, cache_latents
+from simpletuner.caching.latents import LatentCache, LatentSettings, cache_latents
 from simpletuner.core.errors import UserError
 from simpletuner.core.files import STAGING
-from simpletuner.data.sample import BucketKey, CropPlan, FramePlan, Sample
+from simpletuner.data.sample import CropPlan, FramePlan, Sample
 from simpletuner.data.storage import LocalStorage
 from simpletuner.events.types import Event, Noticed, StageAdvanced, StageFinished, StageStarted
 
@@ -39,15 +40,14 @@ def build(
     identity: str = IDENTITY,
     batch_size: int = 2,
     folder: Path | None = None,
+    **settings: Any,
 ) -> LatentCache:
     return cache_latents(
         samples,
         {"set": LocalStorage(clips)},
         {"set": folder or clips.parent / "cache"},
-        identity,
+        LatentSettings(identity=identity, batch_size=batch_size, workers=2, **settings),
         load,
-        batch_size=batch_size,
-        workers=2,
         emit=events.append,
     )
 
@@ -66,7 +66,7 @@ def test_everything_is_encoded_once_and_the_encoder_stays_away_afterwards(
     assert (again.encoded, again.reused) == (0, 3)
     for sample in samples:
         assert torch.equal(first.read(sample), again.read(sample))
-    assert again.shapes == {BucketKey(SIZE, SIZE, FRAMES): (8, 2, 2, 2)}
+    assert again.read(samples[0]).shape == (8, 2, 2, 2)
 
 
 def test_the_autoencoder_is_dropped_before_the_cache_is_handed_back(
@@ -84,7 +84,7 @@ def test_the_autoencoder_is_dropped_before_the_cache_is_handed_back(
     assert [reference() for reference in alive] == [None]
 
 
-def test_pixels_arrive_in_minus_one_to_one(clips: Path, samples: list[Sample], events: list[Event]) -> None:
+def test_trap_1_pixels_arrive_in_minus_one_to_one(clips: Path, samples: list[Sample], events: list[Event]) -> None:
     spy = PoolingAutoencoder()
     build(clips, samples, events, lambda: spy)
     pixels = torch.cat(spy.seen)
@@ -94,7 +94,7 @@ def test_pixels_arrive_in_minus_one_to_one(clips: Path, samples: list[Sample], e
     assert pixels.max() == 1.0
 
 
-def test_latents_are_normalised_exactly_once(clips: Path, samples: list[Sample], events: list[Event]) -> None:
+def test_trap_2_latents_are_normalised_exactly_once(clips: Path, samples: list[Sample], events: list[Event]) -> None:
     cache = build(clips, samples, events)
     autoencoder = PoolingAutoencoder()
     grey = torch.full((1, 3, FRAMES, SIZE, SIZE), 128 / 127.5 - 1)
@@ -105,7 +105,9 @@ def test_latents_are_normalised_exactly_once(clips: Path, samples: list[Sample],
     torch.testing.assert_close(stored * 2.0 + 3.0, raw, atol=0.03, rtol=0)
 
 
-def test_two_files_of_one_stem_keep_their_own_latents(clips: Path, samples: list[Sample], events: list[Event]) -> None:
+def test_trap_7_two_files_of_one_stem_keep_their_own_latents(
+    clips: Path, samples: list[Sample], events: list[Event]
+) -> None:
     cache = build(clips, samples, events)
     dark, bright = cache.read(samples[0]), cache.read(samples[1])
     # Channel 7 has positive weights only: a brighter clip gives larger values.
@@ -131,7 +133,7 @@ SHAPING: dict[str, Callable[[Sample], Sample]] = {
 
 
 @pytest.mark.parametrize("key", SHAPING)
-def test_every_geometry_key_encodes_everything_again(
+def test_trap_8_every_geometry_key_encodes_everything_again(
     key: str, clips: Path, samples: list[Sample], events: list[Event]
 ) -> None:
     build(clips, samples, events)
@@ -140,8 +142,14 @@ def test_every_geometry_key_encodes_everything_again(
     assert any("3 cache entries" in event.text for event in events if isinstance(event, Noticed))
 
 
+def test_trap_9_a_changed_setting_is_what_is_read(clips: Path, samples: list[Sample], events: list[Event]) -> None:
+    build(clips, samples, events)
+    smaller = [SHAPING["resolution"](sample) for sample in samples]
+    assert build(clips, smaller, events).read(smaller[0]).shape == (8, 2, 1, 1)
+
+
 @pytest.mark.parametrize("change", [lambda s: replace(s, repeats=9), lambda s: replace(s, captions=("other", "words"))])
-def test_repeats_captions_and_batch_size_encode_nothing(
+def test_trap_8_repeats_captions_and_batch_size_encode_nothing(
     change: Callable[[Sample], Sample], clips: Path, samples: list[Sample], events: list[Event]
 ) -> None:
     build(clips, samples, events)
@@ -157,7 +165,7 @@ def test_repeats_captions_and_batch_size_encode_nothing(
         encoder_identity("pooling", dtype="float32", tiling=True),
     ],
 )
-def test_another_autoencoder_dtype_or_tiling_makes_entries_stale(
+def test_trap_6_and_11_another_autoencoder_dtype_or_tiling_makes_entries_stale(
     identity: str, clips: Path, samples: list[Sample], events: list[Event]
 ) -> None:
     before = build(clips, samples, events)
@@ -239,6 +247,8 @@ def test_a_full_disk_keeps_what_is_complete_and_a_rerun_does_the_rest(
     write_bytes, writes = Path.write_bytes, []
 
     def full_after_two(path: Path, data: bytes) -> int:
+        if FORMAT.encode() not in data:
+            return write_bytes(path, data)  # a claim
         writes.append(path)
         if len(writes) > 2:
             write_bytes(path, data[: len(data) // 2])
@@ -258,29 +268,30 @@ def test_a_full_disk_keeps_what_is_complete_and_a_rerun_does_the_rest(
 
 
 KILLED = """
-import os, sys
+import os, sys, threading
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import simpletuner.core.files as files
 from conftest import PoolingAutoencoder, plan_sample
-from simpletuner.caching.latents import cache_latents
+from simpletuner.caching.latents import LatentSettings, cache_latents
 from simpletuner.data.storage import LocalStorage
-replace, commits = os.replace, []
+replace, commits, lock = os.replace, [], threading.Lock()
 def die_before_second_commit(source, target):
-    if commits:
-        os._exit(9)
-    commits.append(target)
-    replace(source, target)
+    with lock:
+        if commits:
+            os._exit(9)
+        replace(source, target)
+        commits.append(target)
 files.os.replace = die_before_second_commit
 root = Path({root!r})
 samples = [plan_sample(root, name) for name in ("dark.mp4", "dark.mkv", "deep/grey.mp4")]
 storages, folders = {{"set": LocalStorage(root)}}, {{"set": root.parent / "cache"}}
-cache_latents(samples, storages, folders, {identity!r}, PoolingAutoencoder,
-              batch_size=1, workers=1, emit=lambda event: None)
+settings = LatentSettings(identity={identity!r}, workers=1)
+cache_latents(samples, storages, folders, settings, PoolingAutoencoder, emit=lambda event: None)
 """
 
 
-def test_a_killed_build_leaves_nothing_readable_half_done_and_equals_the_undisturbed_one(
+def test_trap_3_and_10_a_killed_build_leaves_nothing_readable_half_done_and_equals_the_undisturbed_one(
     clips: Path, samples: list[Sample], events: list[Event]
 ) -> None:
     script = KILLED.format(tests=str(Path(__file__).parent), root=str(clips), identity=IDENTITY)
@@ -288,9 +299,10 @@ def test_a_killed_build_leaves_nothing_readable_half_done_and_equals_the_undistu
     assert killed.returncode == 9, killed.stderr
     folder = clips.parent / "cache"
     litter = [path for path in entries(folder) if path.name.startswith(STAGING)]
-    assert len(litter) == 1
-    an_hour_ago = litter[0].stat().st_mtime - 3700
-    os.utime(litter[0], (an_hour_ago, an_hour_ago))
+    assert litter
+    for path in litter:
+        an_hour_ago = path.stat().st_mtime - 3700
+        os.utime(path, (an_hour_ago, an_hour_ago))
     after = build(clips, samples, events, batch_size=1)
     assert (after.encoded, after.reused) == (2, 1)
     undisturbed = clips.parent / "undisturbed"
@@ -311,14 +323,40 @@ def test_young_staging_files_of_a_live_run_are_left_alone(
     assert (folder / f"{STAGING}of-another-run").exists()
 
 
-def test_an_entry_removed_while_training_is_told_by_name(
+def test_an_entry_lost_while_training_is_told_and_made_again(
     clips: Path, samples: list[Sample], events: list[Event]
 ) -> None:
     cache = build(clips, samples, events)
+    before = cache.read(samples[0])
     for path in entries(clips.parent / "cache"):
         path.unlink()
-    with pytest.raises(UserError, match="it is gone"):
-        cache.read(samples[0])
+    events.clear()
+    assert torch.equal(cache.read(samples[0]), before)
+    assert any("it is gone; it is made again" in event.text for event in events if isinstance(event, Noticed))
+    assert len(entries(clips.parent / "cache")) == 1
+    (clips / samples[1].path).unlink()
+    with pytest.raises(UserError, match=r"dark\.mkv cannot be encoded"):
+        cache.read(samples[1])
+
+
+def test_a_flipped_bit_is_found_by_the_first_read_and_mended(
+    clips: Path, samples: list[Sample], events: list[Event]
+) -> None:
+    cache = build(clips, samples[:1], events)
+    before = cache.read(samples[0])
+    (path,) = entries(clips.parent / "cache")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    again = build(clips, samples[:1], events)
+    assert (again.encoded, again.reused) == (0, 1)
+    assert torch.equal(again.read(samples[0]), before)
+    assert any("checksum" in event.text for event in events if isinstance(event, Noticed))
+    # With scan_for_errors it is found before training.
+    path.write_bytes(content)
+    scanned = build(clips, samples[:1], events, scanned=frozenset({"set"}))
+    assert (scanned.encoded, scanned.reused) == (1, 0)
+    assert torch.equal(scanned.read(samples[0]), before)
 
 
 def test_several_samples_of_one_clip_have_their_own_latents(
@@ -337,7 +375,7 @@ def test_several_samples_of_one_clip_have_their_own_latents(
     or importlib.util.find_spec("simpletuner.models.ltxvideo.miniature") is None,
     reason="the LTX-Video family is not in this checkout",
 )
-def test_the_real_autoencoder_fills_the_cache(
+def test_trap_3_the_real_autoencoder_gives_the_same_latents_twice(
     clips: Path, samples: list[Sample], events: list[Event], miniature: Path
 ) -> None:
     from simpletuner.config.sections.model import ModelSection

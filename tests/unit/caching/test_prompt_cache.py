@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from simpletuner.caching.fingerprint import encoder_identity
-from simpletuner.caching.prompts import PromptCache, cache_prompts
+from simpletuner.caching.prompts import PromptCache, PromptSettings, cache_prompts
 from simpletuner.core.errors import UserError
 from simpletuner.events.types import Event, Noticed
 
@@ -30,8 +30,16 @@ def build(
     load: Callable[[], Any] = lambda: HashingPromptEncoder(LENGTH),
     identity: str = IDENTITY,
     length: int = LENGTH,
+    **more: Any,
 ) -> PromptCache:
-    return cache_prompts(texts, folder, identity, length, load, batch_size=2, emit=events.append)
+    settings = PromptSettings(folder, identity, length, batch_size=2, **more)
+    return cache_prompts(texts, settings, load, emit=events.append)
+
+
+def kept(encoder: HashingPromptEncoder, text: str) -> tuple[Tensor, Tensor]:
+    """What the encoder gives for `text`, with zeros where the model does not look."""
+    embeds, mask = encoder.encode([text])
+    return embeds[0] * mask[0, :, None], mask[0]
 
 
 def test_each_text_is_encoded_once_and_the_empty_prompt_always(tmp_path: Path, events: list[Event]) -> None:
@@ -40,18 +48,18 @@ def test_each_text_is_encoded_once_and_the_empty_prompt_always(tmp_path: Path, e
     first = build(tmp_path, texts, events, load)
     again = build(tmp_path, texts, events, load)
     assert (first.encoded, first.reused, again.encoded, again.reused, load.calls) == (3, 0, 0, 3, 1)
-    expected, mask = HashingPromptEncoder(LENGTH).encode(["a red fox"])
+    expected, mask = kept(HashingPromptEncoder(LENGTH), "a red fox")
     embeds, stored_mask = again.read("a red fox")
-    assert torch.equal(embeds, expected[0])
-    assert torch.equal(stored_mask, mask[0])
+    assert torch.equal(embeds, expected)
+    assert torch.equal(stored_mask, mask)
     assert stored_mask.dtype == torch.bool
 
 
-def test_a_dropped_caption_is_the_true_empty_prompt(tmp_path: Path, events: list[Event]) -> None:
+def test_trap_24_a_dropped_caption_is_the_true_empty_prompt(tmp_path: Path, events: list[Event]) -> None:
     embeds, mask = build(tmp_path, ["a red fox"], events).read("")
-    expected, expected_mask = HashingPromptEncoder(LENGTH).encode([""])
-    assert torch.equal(embeds, expected[0])
-    assert torch.equal(mask, expected_mask[0])
+    expected, expected_mask = kept(HashingPromptEncoder(LENGTH), "")
+    assert torch.equal(embeds, expected)
+    assert torch.equal(mask, expected_mask)
     assert int(mask.sum()) == 1
     # Validation asks the same cache for its unconditional prompt: bit for bit the same.
     assert torch.equal(build(tmp_path, ["", "other"], events).read("")[0], embeds)
@@ -66,7 +74,9 @@ def test_a_dropped_caption_is_the_true_empty_prompt(tmp_path: Path, events: list
     ],
     ids=["encoder", "number format", "token length"],
 )
-def test_every_key_encodes_everything_again(identity: str, length: int, tmp_path: Path, events: list[Event]) -> None:
+def test_trap_25_every_key_encodes_everything_again(
+    identity: str, length: int, tmp_path: Path, events: list[Event]
+) -> None:
     build(tmp_path, ["a red fox"], events)
     changed = build(tmp_path, ["a red fox"], events, lambda: HashingPromptEncoder(length), identity, length)
     assert (changed.encoded, changed.reused, changed.stale) == (2, 0, 2)
@@ -129,3 +139,37 @@ def test_odd_captions_are_kept(tmp_path: Path, events: list[Event]) -> None:
     cache = build(tmp_path, texts, events)
     assert cache.encoded == 5
     assert build(tmp_path, texts, events).reused == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropping_the_padding_changes_no_bit_of_the_prediction(
+    dtype: torch.dtype, miniature: Path, tmp_path: Path, events: list[Event]
+) -> None:
+    from simpletuner.config.sections.model import ModelSection
+    from simpletuner.models.ltxvideo.family import FAMILY
+
+    cpu = torch.device("cpu")
+    source = FAMILY.resolve(ModelSection(model_family="ltxvideo", pretrained_model_name_or_path=str(miniature)))
+    encoder = FAMILY.load_prompt_encoder(source, dtype, cpu)
+    texts = ["a red ball moves left", ""]
+    settings = PromptSettings(tmp_path, "miniature", source.token_length)
+    cache = cache_prompts(texts, settings, lambda: encoder, emit=events.append)
+    whole, mask = encoder.encode(texts)
+    read = [cache.read(text) for text in texts]
+    assert torch.equal(mask, torch.stack([row for _, row in read]))
+    dropped = torch.stack([row for row, _ in read])
+    # The encoder does give padding features of its own, so that there is something to drop.
+    assert whole[~mask].abs().sum() > 0
+    assert dropped[~mask].abs().sum() == 0
+    assert torch.equal(whole[mask], dropped[mask])
+    transformer = FAMILY.load_transformer(source, dtype, cpu)
+    channels = transformer.config.in_channels
+    noised = torch.randn(2, channels, 2, 2, 3, generator=torch.Generator().manual_seed(0))
+    rest = (torch.tensor([0.3, 0.9]), torch.full((2,), 25.0))
+    with torch.no_grad():
+        predictions = [
+            FAMILY.predict(transformer, source, noised, rest[0], embeds, mask, rest[1]) for embeds in (whole, dropped)
+        ]
+    assert torch.equal(*predictions)
+    stored = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
+    assert stored < whole.numel() * whole.element_size() / 2

@@ -26,12 +26,13 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def configured(work: Path) -> Path:
-    """A working folder whose configuration is in order."""
+def configured(work: Path, miniature: Path) -> Path:
+    """A working folder whose configuration is in order; it has no clips yet."""
     (work / "config").mkdir()
     (work / "clips").mkdir()
     (work / "config/config.json").write_text(
-        '{"model_family": "ltxvideo", "model_type": "lora", "max_train_steps": 5, "validation_disable": true}'
+        '{"model_family": "ltxvideo", "model_type": "lora", "max_train_steps": 5, "validation_disable": true,'
+        f' "pretrained_model_name_or_path": "{miniature.as_posix()}"' + "}"
     )
     (work / "config/multidatabackend.json").write_text(
         '[{"id": "clips", "dataset_type": "video", "instance_data_dir": "clips"},'
@@ -64,7 +65,7 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str], word: str, near: st
     assert not near or f"Did you mean '{near}'?" in streams.err
 
 
-@pytest.mark.parametrize("name", ["configure", "server"])
+@pytest.mark.parametrize("name", ["server"])
 def test_known_but_not_built(capsys: pytest.CaptureFixture[str], name: str) -> None:
     assert main([name]) == 2
     assert "Not built yet" in capsys.readouterr().err
@@ -76,15 +77,17 @@ def test_every_command_has_its_module() -> None:
 
 
 def test_check_says_fine(configured: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check"]) == 0
+    assert main(["check", "--no-data"]) == 0
     assert capsys.readouterr().out == "This can be trained: no findings.\n"
+    assert main(["check"]) == 2
+    assert "no samples detected in dataset" in capsys.readouterr().out
 
 
 def test_check_exit_codes_and_text(configured: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "validation_disable=false"]) == 1
-    assert main(["check", "max_grad_norm=0"]) == 0
+    assert main(["check", "--no-data", "validation_disable=false"]) == 1
+    assert main(["check", "--no-data", "max_grad_norm=0"]) == 0
     capsys.readouterr()
-    assert main(["check", "lora_rnak=4", "max_grad_norm=0"]) == 2
+    assert main(["check", "--no-data", "lora_rnak=4", "max_grad_norm=0"]) == 2
     assert capsys.readouterr().out == (
         "error: command line: unknown option 'lora_rnak'\n"
         "    Did you mean 'lora_rank'?\n"
@@ -134,7 +137,7 @@ def test_examples(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["examples", "copy", "quickstart"]) == 2
     assert "Nothing of yours is overwritten" in capsys.readouterr().err
     (work / "datasets/disney-black-and-white").mkdir(parents=True)
-    assert main(["check", "--env", "quickstart"]) == 0
+    assert main(["check", "--no-data", "--env", "quickstart"]) == 1  # its model is on the Hub, which is out of reach
     assert main(["examples", "copy", "real-clips", "--dest", "mine"]) == 0
     assert "--config mine/config.json" in capsys.readouterr().out
 
@@ -173,6 +176,22 @@ def test_chatter_is_left_out_and_the_rest_is_not(caplog: pytest.LogCaptureFixtur
         logging.getLogger(name).warning("Unable to import `torchao` Tensor objects. Perhaps an old version.")
         logging.getLogger(name).warning("Something a person should know.")
     assert [record.getMessage() for record in caplog.records] == ["Something a person should know."]
+
+
+def test_chatter_of_loggers_below_the_named_one_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    before = root.handlers[:]
+    root.handlers.clear()
+    try:
+        with warnings.catch_warnings():
+            logs.set_up_logging("WARNING")
+        for said in ("Failed to load CPU gemm_4bit_forward from kernels-community", "Something a person should know."):
+            logging.getLogger("bitsandbytes.backends.cpu.ops").warning(said)
+    finally:
+        root.handlers[:] = before
+    assert capsys.readouterr().err.splitlines() == [
+        "WARNING bitsandbytes.backends.cpu.ops: Something a person should know."
+    ]
 
 
 AS_ROOT = os.name != "nt" and os.geteuid() == 0

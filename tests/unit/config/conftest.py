@@ -67,6 +67,12 @@ def desk(tmp_path: Path) -> Desk:
     return Desk(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def dataset_desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    """One desk for property tests, which only change the data set file."""
+    return Desk(tmp_path_factory.mktemp("desk"))
+
+
 @pytest.fixture(scope="session")
 def shared_desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
     """One desk for property tests, which only change the command line."""

@@ -156,17 +156,17 @@ def test_old_names_and_environment_references(desk) -> None:
 
 
 def test_all_problems_at_once(desk) -> None:
-    desk.add(lora_rnak=4, lora_rank=-4, use_ema=True, repeats=3, validation_steps=1, validation_step_interval=2)
+    desk.add(lora_rnak=4, lora_rank=-4, crepa_enabled=True, repeats=3, validation_steps=1, validation_step_interval=2)
     desk.change_clips(resolutoin=480, repeats=-1, video={"num_frames": "many", "fps": 3})
     texts = desk.texts()
     expected = [
         "config/config.json:6: unknown option 'lora_rnak'. Did you mean 'lora_rank'?",
         "config/config.json:7: lora_rank = -4. It must be at least 1 and at most 1024.",
-        "config/config.json:8: use_ema = true. Not built yet: exponential moving average of the weights. Remove it",
+        "config/config.json:8: crepa_enabled = true. Not built yet: cross-frame alignment (CREPA). Remove it",
         "config/config.json:9: unknown option 'repeats'. It is a key of the data set file. Move it there",
         "config/config.json:11: 'validation_step_interval' is given twice: as 'validation_steps'",
         "config/multidatabackend.json:7: clips: unknown key 'resolutoin'. Did you mean 'resolution'?",
-        "config/multidatabackend.json:8: clips: repeats = -1. It must be at least 0.",
+        "config/multidatabackend.json:8: clips: repeats = -1. It must be at least 0 and at most 100000.",
         'config/multidatabackend.json:10: clips: video.num_frames = "many". It must be a whole number.',
         "config/multidatabackend.json:11: clips: unknown key 'video.fps'.",
     ]
@@ -208,6 +208,7 @@ BUILT = [s for s in TABLE.values() if not s.facts.planned and not s.facts.refuse
 TOGETHER = {  # options which only make sense with another
     "flow_schedule_auto_shift": {"flow_schedule_shift": 1},
     "num_train_epochs": {"max_train_steps": 0}, "max_train_steps": {"num_train_epochs": 0},
+    "prepend_instance_prompt": {"instance_prompt": "a cat"}, "only_instance_prompt": {"instance_prompt": "a cat"},
     "mixed_precision": {"optimizer": "torch-adamw"}, "learning_rate": {"lr_end": 0},
 }  # fmt: skip
 SPECIAL = {
@@ -216,6 +217,8 @@ SPECIAL = {
     "aspect_bucket_alignment": 64, "caption_strategy": "filename", "user_prompt_library": "prompts.json",
     "lr_scheduler": "linear", "report_to": "simpletuner", "mixed_precision": "no", "maximum_image_size": None,
     "target_downsample_size": None, "model_family": None, "model_type": None, "resume_from_checkpoint": "none",
+    "lycoris_config": "config/lycoris_config.json", "hub_model_id": "owner/name", "optimizer_config": "eps=1e-7",
+    "validation_input": None, "init_lora": None,
     **dict.fromkeys(SOURCES, "owner/name"),
 }  # fmt: skip
 
@@ -227,6 +230,9 @@ def test_round_trip_through_json_flags_and_environment(desk, spec: OptionSpec) -
     if value is None:
         return
     desk.write("prompts.json", '{"a": "b"}')
+    desk.write(
+        "config/lycoris_config.json", '{"algo": "lokr", "multiplier": 1, "linear_alpha": 1, "full_matrix": true}'
+    )
     more = TOGETHER.get(spec.name, {})
     text = json.dumps(value) if isinstance(value, (bool, list)) else str(value)
     desk.add(**more, **{spec.name: value})

@@ -30,27 +30,28 @@ from simpletuner.config.resolve import resolve_config
         ({"validation_num_video_frames": 125}, "validation_num_video_frames = 125 is rounded down to 121."),
         ({"validation_prompt": ""}, "warning: validation_prompt: there is no validation prompt"),
         ({"validation_prompt": "a cat"}, "note: short prompts: validation."),
-        ({"report_to": "wandb,none"}, "error: config/config.json:6: report_to = \"wandb\". Not built yet: the tracker 'wandb'."),
-        ({"report_to": "wandbb"}, "There is no such tracker. Set it to \"none\"."),
+        ({"report_to": "wandb,comet_ml"}, "error: config/config.json:6: report_to = \"comet_ml\". Not built yet: the tracker 'comet_ml'. Use tensorboard, wandb;"),
+        ({"report_to": "wandbb"}, "There is no such tracker. Known: tensorboard, wandb, all, none. Did you mean 'wandb'?"),
+        ({"hub_model_id": "a/b/c", "push_to_hub": True}, "error: config/config.json:6: hub_model_id = \"a/b/c\" cannot be a repository."),
+        ({"hub_model_id": "films"}, "note: config/config.json:6: hub_model_id = \"films\" has no effect without push_to_hub."),
         ({"model_family": None}, 'error: model_family is missing. It says which architecture is trained. Write "model_family": "ltxvideo".'),
         ({"model_type": None}, 'error: model_type is missing. It says what is trained. Write "model_type": "lora".'),
-        ({"model_type": "full"}, "Not built yet: training all weights. Use lora."),
         ({"model_flavour": "0.9.4"}, "error: config/config.json:6: model_flavour = \"0.9.4\"."),
-        ({"optimizer": "adamw"}, "error: config/config.json:6: optimizer = \"adamw\". It must be one of: adamw_bf16, torch-adamw."),
+        ({"optimizer": "adamw"}, "error: config/config.json:6: optimizer = \"adamw\". It must be one of: adamw_bf16, torch-adamw,"),
         ({"optimizer": "adamw8bit"}, "optimi-adamw is its successor"),
-        ({"optimizer": "optimi-lion"}, "Not built yet: the optimizer 'optimi-lion'. Use adamw_bf16, torch-adamw."),
-        ({"optimizer": "adam"}, "It must be one of: adamw_bf16, torch-adamw. Did you mean 'torch-adamw'?"),
+        ({"optimizer": "sdnq-came"}, "Not built yet: the optimizer 'sdnq-came'. Use adamw_bf16, torch-adamw,"),
+        ({"optimizer": "torch-adm"}, "Did you mean 'torch-adam'?"),
         ({"vae_dtype": "fp16"}, "error: config/config.json:6: vae_dtype = \"fp16\". Not built yet"),
         ({"mixed_precision": "no"}, "optimizer = \"adamw_bf16\" (default) with mixed_precision = \"no\". This"),
         ({"learning_rate": 1e-8, "lr_scheduler": "cosine"}, "error: config/config.json:6: lr_end = 4e-07 (default) is not below learning_rate = 1e-08."),
-        ({"quantize_via": "cpu"}, "note: config/config.json:6: quantize_via = \"cpu\". Nothing is quantized"),
+        ({"quantize_via": "pipeline"}, "Not built yet: quantization by the library while it loads"),
         ({"text_encoder_2_precision": "no_change"}, "note: config/config.json:6: text_encoder_2_precision = \"no_change\"."),
         ({"output_dir": ""}, "error: config/config.json:6: output_dir = \"\". It must not be empty. Name the folder"),
         ({"gradient_checkpointing_interval": 4}, "It cannot be used with LTX-Video"),
-        ({"base_model_precision": "fp8-quanto"}, "does not work with LTX-Video at all"),
+        ({"base_model_precision": "fp8-quanto"}, "It cannot be used: it does not work with LTX-Video; fp8-torchao and int8-quanto do"),
         ({"text_encoder_2_precision": "int8-quanto"}, "note: config/config.json:6: text_encoder_2_precision"),
         ({"offload_during_startup": True}, "note: config/config.json:6: offload_during_startup = true. Encoders and transformer are never"),
-        ({"delete_problematic_images": "true"}, "note: config/config.json:6: delete_problematic_images = \"true\". Nothing is ever deleted"),
+        ({"delete_problematic_images": "true"}, "note: config/config.json:6: delete_problematic_images = true. Nothing is ever deleted"),
         ({"enable_group_offload": True, "enable_model_cpu_offload": True}, "exclude each other"),
         ({"aspect_bucket_alignment": 40}, "LTX-Video wants multiples of 32."),
         ({"user_prompt_library": "nope.json"}, "user_prompt_library = \"nope.json\": there is no such file."),
@@ -71,7 +72,6 @@ def test_options(desk, options: dict[str, object], text: str) -> None:
         ({"video": {"num_frames": 49, "max_frames": 25}}, "video.max_frames = 25 is below the 49 frames"),
         ({"video": {"frame_interval": 8}}, "warning: config/multidatabackend.json:8: clips: video.frame_interval has no effect"),
         ({"video": {"num_frames": 49, "bucket_strategy": "resolution_frames"}}, "all clips have one length"),
-        ({"video": {"is_i2v": True}}, "video.is_i2v = true. Not built yet: image-to-video training. Remove it."),
         ({"num_frames": 49}, "unknown key 'num_frames'. It belongs inside the `video` block"),
         ({"maximum_image_size": 480}, "target_downsample_size is missing."),
         ({"maximum_image_size": 400, "target_downsample_size": 480}, "target_downsample_size = 480 is above maximum_image_size = 400."),
@@ -79,9 +79,40 @@ def test_options(desk, options: dict[str, object], text: str) -> None:
         ({"resolution_type": "area", "resolution": 480}, "resolution = 480 with resolution_type area. `area` counts megapixels."),
         ({"resolution": 0.25}, "resolution = 0.25 with resolution_type pixel_area. `pixel_area` counts pixels"),
         ({"crop": True, "crop_aspect": "closest"}, "without crop_aspect_buckets"),
+        ({"crop": True, "crop_aspect": "random", "crop_aspect_buckets": [{"aspect": 1, "weight": -1}]},
+         "One weight of at least 0 for each of crop_aspect_buckets"),
         ({"crop_aspect": "square"}, "warning: config/multidatabackend.json:7: clips: crop_aspect without crop: true."),
         ({"crop_style": "face"}, "Not built yet: cropping around faces."),
         ({"caption_strategy": "instanceprompt"}, "caption_strategy = instanceprompt without instance_prompt."),
+        ({"caption_strategy": "csv"}, "error: config/multidatabackend.json:7: clips: caption_strategy = csv with type 'local'. 'csv' works with type csv. Use textfile, filename, instanceprompt, json, jsonl, parquet."),
+        ({"caption_strategy": "huggingface"}, "'huggingface' works with type huggingface."),
+        ({"caption_strategy": "parquet"}, "error: config/multidatabackend.json:7: clips: caption_strategy = parquet with metadata_backend 'discovery'. 'parquet' needs metadata_backend parquet."),
+        ({"metadata_backend": "parquet"}, "error: config/multidatabackend.json:7: clips: metadata_backend = parquet without parquet.path."),
+        ({"metadata_backend": "huggingface"}, "error: config/multidatabackend.json:7: clips: metadata_backend = huggingface with type 'local'. Only a Hub data set has such columns."),
+        ({"parquet": {"path": "t.parquet"}}, "warning: config/multidatabackend.json:7: clips: the `parquet` block has no effect without metadata_backend parquet."),
+        ({"type": "csv", "csv_file": "a.csv", "caption_strategy": "textfile"}, "caption_strategy = textfile with type 'csv'. 'textfile' works with type local or aws or huggingface."),
+        ({"type": "csv"}, "csv_file is missing. A data set of type 'csv' needs it. Add csv_file."),
+        ({"type": "csvv"}, "clips: type = \"csvv\". It must be one of: local, aws, csv, huggingface. Did you mean 'csv'?"),
+        ({"caption_filter_list": ["x"]}, "unknown key 'caption_filter_list'. It belongs to an entry with dataset_type 'text_embeds'"),
+        ({"prepend_instance_prompt": True}, "error: config/multidatabackend.json:7: clips: prepend_instance_prompt = true without instance_prompt."),
+        ({"only_instance_prompt": True}, "only_instance_prompt = true without instance_prompt."),
+        ({"only_instance_prompt": True, "prepend_instance_prompt": True, "instance_prompt": "x"}, "prepend_instance_prompt has no effect: instance_prompt is the whole caption."),
+        ({"caption_strategy": "filename", "disable_multiline_split": True}, "disable_multiline_split only has an effect with caption_strategy textfile."),
+        ({"caption_shuffle": {"count": 3}}, "warning: config/multidatabackend.json:8: clips: caption_shuffle.count without caption_shuffle.enable: true."),
+        ({"caption_shuffle": {"enable": True, "split_on": "semicolon"}}, "caption_shuffle.split_on = \"semicolon\". It must be one of: comma, space, period."),
+        ({"caption_shuffle": {"enable": True, "cuont": 2}}, "unknown key 'caption_shuffle.cuont'. Did you mean 'count'?"),
+        ({"caption_shuffle": True}, "caption_shuffle = true. It must be an object: { … }."),
+        ({"video": {"repeats": 3}}, "unknown key 'video.repeats'. It belongs to an entry of clips or images, not here."),
+        ({"minimum_aspect_ratio": 2, "maximum_aspect_ratio": 1}, "minimum_aspect_ratio = 2 is above maximum_aspect_ratio = 1."),
+        ({"resolution": 1e9}, "`pixel_area` counts pixels along an edge, at most 16384."),
+        ({"text_embeds": "text"}, "error: config/multidatabackend.json:7: clips: text_embeds = \"text\". It must be the id of a text_embeds entry (texts). Did you mean 'texts'?"),
+        ({"disabled": "perhaps"}, "disabled = \"perhaps\". It must be true or false."),
+        ({"id": 3}, "id = 3. An id is a text. Put it in quotes."),
+        ({"aws_secret_access_key": ["hush"]}, "clips: aws_secret_access_key = ***. It must be a text."),
+        ({"start_epoch": 3}, "start_epoch = 3. Not built yet: data sets that join or leave during a run."),
+        ({"is_regularisation_data": True}, "is_regularisation_data = true. Not built yet: prior data sets."),
+        ({"conditioning_data": "x"}, "conditioning_data = \"x\". Not built yet: conditioning data sets."),
+        ({"dataset_type": "image_embeds"}, "Not built yet: separate stores for encoded clips"),
         ({"type": "memory"}, "Not built yet: data sets of type 'memory'. Use local"),
         ({"dataset_type": "eval"}, "dataset_type = \"eval\". Not built yet: evaluation sets."),
         ({"hash_filenames": True}, "note: config/multidatabackend.json:7: clips: hash_filenames = true."),
@@ -101,6 +132,13 @@ def test_datasets(desk, keys: dict[str, object], text: str) -> None:
     desk.change_clips(**keys)
     texts = desk.texts()
     assert any(text in found for found in texts), texts
+
+
+def test_aspects_may_carry_their_weights(desk) -> None:
+    listed = [{"aspect": 1.0, "weight": 0.25}, {"aspect": 1.5, "weight": 0.75}]
+    desk.change_clips(crop=True, crop_aspect="random", crop_aspect_buckets=listed)
+    dataset = resolve_config([], {}, desk.folder).datasets[0]
+    assert (dataset.crop_aspect_buckets, dataset.crop_aspect_weights) == ((1.0, 1.5), (0.25, 0.75))
 
 
 def test_disabled_is_read_as_a_word_not_as_truth(desk) -> None:
@@ -189,5 +227,5 @@ def test_findings_name_the_command_line(desk, word: str, text: str) -> None:
 
 def test_suggestions_are_built(desk) -> None:
     """A word near one that is only planned is not sent there."""
-    desk.add(optimizer="bnb-adamm", base_model_precision="int8-qanto")
+    desk.add(optimizer="sdnq-cme", lora_init_type="loftk")
     assert not any("Did you mean" in text for text in desk.texts())

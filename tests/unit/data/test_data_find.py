@@ -7,12 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import av
 import pytest
 from PIL import Image
 
 from simpletuner.config.dataset import ClipDataset
 from simpletuner.core.errors import UserError
-from simpletuner.data.find import FoundSamples, find_samples, list_media, summarize_reasons
+from simpletuner.data.find import FoundSamples, find_samples
+from simpletuner.data.listing import list_media
+from simpletuner.data.notes import summarize_reasons
 from simpletuner.data.sample import BucketKey, LeftOut
 from simpletuner.data.storage import LocalStorage, open_storage
 
@@ -189,3 +192,27 @@ def test_rates_travel_with_the_samples(tmp_path: Path, write_clip: Write, clip_d
     assert [sample.frames.frame_rate for sample in own.samples] == [8.0, 50.0]
     forced = find(clip_dataset(tmp_path, video={"num_frames": 9}, framerate=25.0))
     assert [sample.frames.frame_rate for sample in forced.samples] == [25.0, 25.0]
+
+
+def test_kinds_of_pictures_are_noted_once_per_file(tmp_path: Path, write_clip: Write, clip_dataset: Dataset) -> None:
+    def interlaced(stream: object) -> None:
+        stream.codec_context.flags |= av.codec.context.Flags.interlaced_dct
+
+    options = {"x264-params": "tff=1", "preset": "ultrafast"}
+    write_clip(tmp_path / "combed.mp4", frames=33, options=options, prepare=interlaced)
+    write_clip(tmp_path / "uneven.mkv", stamps_ms=[*range(0, 400, 40), *range(400, 1400, 100)])
+    write_clip(tmp_path / "plain.mp4", frames=33)
+    rules = {"num_frames": 9, "frame_sampling": "split"}
+    told = find(clip_dataset(tmp_path, video=rules, framerate=25.0)).notes
+    assert [note for note in told if "interlaced" in note] == [
+        "test: 1 clip is interlaced: moving edges have combs, which are trained too; deinterlace the files first "
+        "(such as combed.mp4)"
+    ]
+    assert [note for note in told if "variable" in note] == [
+        "test: 1 clip is of variable frame rate: resampled evenly by their time stamps (such as uneven.mkv)"
+    ]
+
+
+def test_a_scene_left_out_is_told_with_its_time() -> None:
+    item = LeftOut("d", "a\n.mp4", "too short: 3 frames, needs 9", part="2.00 to 2.12 s")
+    assert summarize_reasons([item]) == (r"a\n.mp4 (2.00 to 2.12 s): too short: 3 frames, needs 9",)

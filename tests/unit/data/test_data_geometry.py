@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from simpletuner.config.dataset import ClipDataset, VideoRules
 from simpletuner.data.geometry import (
+    Windows,
     align,
     edge_of_area,
     frames_8k1,
@@ -19,11 +22,12 @@ from simpletuner.data.geometry import (
     nearest_aspect,
     plan_crop,
     plan_frames,
+    plan_windows,
     refuse_small,
     required_frames,
     target_size,
 )
-from simpletuner.data.sample import MediaInfo, Unfit
+from simpletuner.data.sample import BucketKey, MediaInfo, Unfit
 
 quick = settings(max_examples=150, deadline=None)
 
@@ -185,6 +189,18 @@ def test_random_aspects_are_drawn_among_those_that_fit() -> None:
     assert {plan_crop(1000, 1000, tight, 32, f"clip {n}").width for n in range(50)} == {256}  # others are too small
 
 
+def test_random_aspects_follow_their_weights() -> None:
+    rules = dataset(
+        crop=True, resolution=256, crop_aspect="random", crop_aspect_buckets=(0.5, 1.0, 2.0),
+        crop_aspect_weights=(0.0, 1.0, 3.0),
+    )  # fmt: skip
+    shapes = Counter(
+        (plan.width, plan.height) for plan in (plan_crop(1024, 1024, rules, 32, f"set/{n}.mp4") for n in range(2000))
+    )
+    assert set(shapes) == {(256, 256), (352, 192)}
+    assert shapes[352, 192] / 2000 == pytest.approx(0.75, abs=0.04)
+
+
 def test_nearest_aspect_is_by_ratio() -> None:
     # 1.45 is 0.45 from 1.0 and 0.55 from 2.0, but 2.0 is the nearer one by ratio.
     assert nearest_aspect(1.45, (1.0, 2.0)) == 2.0
@@ -286,6 +302,114 @@ def test_windows_lie_inside_and_random_ones_cover_the_range() -> None:
     assert set(drawn) == set(range(41))
     assert max(drawn.values()) < 160  # 100 expected each
     assert offset("random", "clip 7") == offset("random", "clip 7")
+
+
+def starts(windows: Windows) -> list[int]:
+    """First frames of the windows, counted at their rate."""
+    return [round(plan.start_seconds * plan.frame_rate) for plan in windows.plans]
+
+
+def windows_or_reason(info: MediaInfo, entry: ClipDataset, cuts: Sequence[float] = ()) -> Windows | str:
+    try:
+        return plan_windows(info, entry, 8, "d/a.mp4", cuts)
+    except Unfit as unfit:
+        return unfit.reason
+
+
+def test_a_split_clip_gives_consecutive_windows() -> None:
+    rules = {"num_frames": 25, "frame_sampling": "split"}
+    windows = plan_windows(clip(83), dataset(rules), 8, "n")
+    assert starts(windows) == [0, 25, 50]
+    assert {plan.num_frames for plan in windows.plans} == {25}
+    assert (windows.spare_frames, windows.unused) == (8, ())
+    guide = plan_windows(clip(260), dataset({"num_frames": 125, "frame_sampling": "split"}), 8, "n")
+    assert (starts(guide), guide.spare_frames) == ([0, 121], 18)  # of the trained length, not of the given one
+    whole = plan_windows(clip(83), dataset({"bucket_strategy": "resolution_frames", "frame_sampling": "split"}), 8, "n")
+    assert [plan.num_frames for plan in whole.plans] == [81]
+    with pytest.raises(Unfit, match="too short: 24 frames, needs 25"):
+        plan_windows(clip(24), dataset(rules), 8, "n")
+
+
+@given(
+    st.integers(1, 300), st.integers(1, 60), st.sampled_from(["first", "middle", "random", "split"]),
+    st.sampled_from([8.0, 23.976, 25.0, 30.0, 50.0]), st.sampled_from([None, 16.0, 24.0, 25.0]),
+    st.sampled_from(["aspect_ratio", "resolution_frames"]), st.sampled_from([None, 1, 5, 8]),
+)  # fmt: skip
+@quick
+def test_every_path_to_a_frame_count_gives_8k1_inside_the_clip(
+    available: int, wanted: int, sampling: str, rate: float, trained: float | None, strategy: str, interval: int | None
+) -> None:
+    """Trap 16: n of 1 to 300 frames, both strategies, all samplings, resampled or not."""
+    info = clip(available, rate)
+    counted = {"num_frames": wanted} if strategy == "aspect_ratio" or wanted % 2 else {}
+    rules = {"frame_sampling": sampling, "bucket_strategy": strategy, "frame_interval": interval, **counted}
+    entry = dataset(rules, framerate=trained)
+    total = frames_at_rate(info, trained or rate)
+    windows = windows_or_reason(info, entry)
+    if isinstance(windows, str):
+        assert "too short" in windows
+        assert total < required_frames(entry, 8) or (interval or 0) > min(total, wanted)
+        return
+    ends = [start + plan.num_frames for start, plan in zip(starts(windows), windows.plans, strict=True)]
+    for plan, start, end in zip(windows.plans, starts(windows), ends, strict=True):
+        assert plan.num_frames % 8 == 1
+        assert plan.num_frames <= (wanted if counted else total)
+        assert 0 <= start < end <= total
+        assert BucketKey(64, 32, plan.num_frames) == BucketKey(*map(int, re.split("[x@]", f"64x32@{plan.num_frames}")))
+    assert all(end == later for end, later in zip(ends, starts(windows)[1:], strict=False))
+    if sampling == "split":
+        assert 0 <= total - ends[-1] == windows.spare_frames < windows.plans[0].num_frames
+    else:
+        assert len(windows.plans) == 1
+
+
+@given(
+    st.lists(st.integers(1, 299), max_size=6, unique=True),
+    st.sampled_from([8.0, 25.0, 29.97, 60.0]),
+    st.sampled_from([None, 12.0, 24.0, 25.0, 37.5, 50.0]),
+    st.sampled_from(["first", "middle", "random", "split"]),
+)
+@quick
+def test_no_window_shows_frames_of_two_scenes(
+    frames: list[int], rate: float, trained: float | None, sampling: str
+) -> None:
+    """By the rule of decode.py: frame k shows the source picture on show half an interval after its beginning."""
+    info = clip(300, rate)
+    cuts = sorted(number / rate for number in frames)
+    entry = dataset({"num_frames": 9, "frame_sampling": sampling}, framerate=trained)
+    windows = windows_or_reason(info, entry, cuts)
+    if isinstance(windows, str):
+        assert "scenes fits" in windows
+        return
+    half = 0.5 / max(rate, trained or rate)
+    for plan in windows.plans:
+        shown = [plan.start_seconds + index / plan.frame_rate + half for index in (0, plan.num_frames - 1)]
+        first, last = (sum(cut <= moment + 1e-9 for cut in cuts) for moment in shown)
+        assert first == last
+        assert shown[1] <= info.duration_seconds + 1e-6
+    assert (
+        len({sum(cut <= plan.start_seconds + half for cut in cuts) for plan in windows.plans}) + len(windows.unused)
+        == len(cuts) + 1
+    )
+
+
+def test_each_scene_is_a_clip_of_its_own() -> None:
+    rules = {"num_frames": 9, "split_at_scenes": True}
+    cuts = [20 / 25, 25 / 25, 60 / 25]
+    windows = plan_windows(clip(80), dataset(rules), 8, "n", cuts)
+    assert starts(windows) == [0, 25, 60]
+    assert windows.unused == (("0.80 to 1.00 s", "too short: 5 frames, needs 9"),)
+    middles = plan_windows(clip(80), dataset(rules | {"frame_sampling": "middle"}), 8, "n", cuts)
+    assert starts(middles) == [5, 38, 65]
+    limited = plan_windows(clip(80), dataset(rules | {"max_frames": 30}), 8, "n", cuts)
+    assert starts(limited) == [0, 60]
+    with pytest.raises(Unfit, match="none of its 4 scenes fits, the first: too short: 20 frames, needs 41"):
+        plan_windows(clip(80), dataset({"num_frames": 41}), 8, "n", cuts)
+
+
+def test_long_clips_are_windowed_and_not_dropped() -> None:
+    for sampling in ("first", "middle", "random", "split"):
+        assert plan_windows(clip(10_000), dataset({"num_frames": 25, "frame_sampling": sampling}), 8, "n").plans
 
 
 def test_the_rate_is_the_data_sets_then_the_runs_then_the_clips() -> None:

@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simpletuner.data.probe import probe, probe_all
+from simpletuner.data.probe import probe
 from simpletuner.data.sample import MediaInfo, Unfit
 from simpletuner.data.storage import LocalStorage
-from simpletuner.events.types import Event, StageAdvanced, StageFinished, StageStarted
 
 NTSC = Fraction(30000, 1001)
 Write = Callable[..., Path]
@@ -238,17 +237,47 @@ def test_flipped_bytes_never_crash(tmp_path: Path, write_clip: Write) -> None:
     assert outcomes == {True}
 
 
-def test_all_at_once_with_progress(tmp_path: Path, write_clip: Write) -> None:
-    good = write_clip(tmp_path / "good.mp4", frames=5)
-    bad = tmp_path / "bad.mp4"
-    bad.touch()
-    events: list[Event] = []
-    storage = LocalStorage(tmp_path)
-    found = probe_all([(storage, good.name), (storage, bad.name)], workers=4, emit=events.append)
-    assert isinstance(found[0], MediaInfo)
-    assert found[0].num_frames == 5
-    assert isinstance(found[1], Unfit)
-    assert events[0] == StageStarted("probe", "Reading headers", 2, "files")
-    assert [event.done for event in events if isinstance(event, StageAdvanced)] == [1, 2]
-    assert isinstance(events[-1], StageFinished)
-    assert events[-1].summary == "1 unusable"
+# What else is noted
+
+
+def test_interlaced_clips_are_noted(tmp_path: Path, write_clip: Write) -> None:
+    def interlaced(stream: object) -> None:
+        stream.codec_context.flags |= av.codec.context.Flags.interlaced_dct
+
+    options = {"x264-params": "tff=1", "preset": "ultrafast"}
+    assert probe_file(write_clip(tmp_path / "a.mp4", frames=3, options=options, prepare=interlaced)).interlaced
+    assert not probe_file(write_clip(tmp_path / "b.mp4", frames=3)).interlaced
+
+
+def test_variable_rates_are_noted(tmp_path: Path, write_clip: Write) -> None:
+    uneven = [*range(0, 400, 40), *range(400, 1400, 100)]
+    assert probe_file(write_clip(tmp_path / "a.mkv", stamps_ms=uneven)).variable_rate
+    assert probe_file(write_clip(tmp_path / "a.mp4", stamps_ms=uneven)).variable_rate
+    dropped = [stamp for stamp in range(0, 1600, 40) if stamp != 800]
+    assert probe_file(write_clip(tmp_path / "b.mkv", stamps_ms=dropped)).variable_rate
+    rounded = [round(number * 1001 / 30) for number in range(40)]  # even, but for whole milliseconds
+    assert not probe_file(write_clip(tmp_path / "c.mkv", stamps_ms=rounded)).variable_rate
+
+
+def test_sound_and_pixel_format_are_noted(tmp_path: Path, write_clip: Write) -> None:
+    deep = probe_file(write_clip(tmp_path / "a.mp4", frames=3, pixel_format="yuv420p10le"))
+    assert (deep.codec, deep.pixel_format, deep.audio) == ("h264", "yuv420p10le", "")
+    with av.open(str(tmp_path / "b.mp4"), "w") as container:
+        video = container.add_stream("mpeg4", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        sound = container.add_stream("aac", rate=44100)
+        for _ in range(3):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")))
+        tone = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        tone.sample_rate = 44100
+        container.mux(sound.encode(tone))
+        container.mux([*video.encode(), *sound.encode()])
+    assert (probe_file(tmp_path / "b.mp4").codec, probe_file(tmp_path / "b.mp4").audio) == ("mpeg4", "aac")
+
+
+@pytest.mark.parametrize("size", [(127, 95), (1, 1), (33, 96)])
+def test_odd_sizes(tmp_path: Path, write_clip: Write, size: tuple[int, int]) -> None:
+    path = write_clip(tmp_path / "a.mp4", frames=3, width=size[0], height=size[1], codec="libx264",
+                      pixel_format="yuv444p", paint=lambda _: np.zeros((size[1], size[0], 3), np.uint8))  # fmt: skip
+    info = probe_file(path)
+    assert (info.width, info.height, info.num_frames) == (*size, 3)

@@ -28,6 +28,8 @@ def test_cosine_of_the_guide_is_one_decay_over_the_run(step: int, expected: floa
         ("linear", {0: 0.0, 5: 0.5, 10: 1.0, 55: 0.55, 100: 0.1, 150: 0.1}),
         ("polynomial", {0: 0.0, 10: 1.0, 55: 0.1 + 0.9 * 0.25, 100: 0.1, 150: 0.1}),
         ("cosine", {0: 0.0, 5: 0.5, 10: 1.0, 55: 0.55, 100: 0.1, 150: 0.1}),
+        ("cosine_with_restarts", {0: 0.0, 5: 0.5, 10: 1.0, 55: 0.55, 100: 0.1, 150: 0.1}),
+        ("sine", {0: 0.0, 5: 0.275, 10: 0.55, 55: 1.0, 100: 0.55, 150: 0.55}),
     ],
 )
 def test_courses(name: str, table: dict[int, float]) -> None:
@@ -48,6 +50,19 @@ def test_decaying_courses_without_warmup_begin_at_the_base_rate(name: str) -> No
     plan = RatePlan(base=2e-4, total_steps=50)
     assert rate(name, 0, plan) == 2e-4
     assert rate(name, 50, plan) == pytest.approx(0.0, abs=1e-18)
+
+
+def test_restarts_begin_anew_and_end_low() -> None:
+    plan = RatePlan(base=1.0, total_steps=90, end=0.1, cycles=3)
+    assert [rate("cosine_with_restarts", step, plan) for step in (0, 15, 30, 45, 60, 75, 90)] == pytest.approx(
+        [1.0, 0.55, 1.0, 0.55, 1.0, 0.55, 0.1]
+    )
+    assert rate("cosine_with_restarts", 29, plan) < 0.11
+
+
+def test_sine_over_the_whole_run_has_no_warm_up() -> None:
+    plan = RatePlan(base=1.0, total_steps=100, warmup_steps=100, end=0.2)
+    assert [rate("sine", step, plan) for step in (0, 50, 100)] == pytest.approx([0.6, 1.0, 0.6])
 
 
 def test_the_catalog_covers_the_option() -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from simpletuner.maths.sigmas import auto_shift, logit_normal_sigmas, shift_exponent, shift_sigmas, uniform_sigmas
+from simpletuner.maths.sigmas import auto_shift, logit_normal_sigmas, shift_exponent, shift_sigmas
 
 DRAWS = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
 
@@ -50,9 +50,3 @@ def test_shift_must_be_above_zero(shift: float) -> None:
 def test_exponent_of_the_automatic_shift(tokens: int, exponent: float) -> None:
     assert shift_exponent(tokens) == pytest.approx(exponent, abs=5e-5)
     assert auto_shift(tokens) == pytest.approx(math.exp(exponent), rel=1e-4)
-
-
-def test_uniform_levels_are_never_zero() -> None:
-    sigmas = uniform_sigmas(torch.tensor([0.0, 0.25, 0.999999]))
-    assert sigmas.tolist() == pytest.approx([1.0, 0.75, 0.000001], abs=1e-7)
-    assert (sigmas > 0).all()

@@ -74,6 +74,7 @@ def drifting_disc(seed, num_frames=17, height=96, width=160):
     return clip[None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_an_adapter_learns_a_clip(tmp_path, seed):
     """Fixed-noise loss falls below half of its start in 80 steps with rank 16 on all layers."""

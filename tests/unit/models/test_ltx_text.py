@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -59,3 +62,15 @@ def test_missing_weights_are_told(checkpoint, tmp_path):
     source = FAMILY.resolve(ModelSection(pretrained_model_name_or_path=str(folder)))
     with pytest.raises(UserError, match="lack 1 tensors of the text encoder"):
         FAMILY.load_prompt_encoder(source, torch.float32, CPU)
+
+
+@pytest.mark.parametrize("precision", ["int8-quanto", "fp8-torchao", "nf4-bnb"])
+def test_fewer_bits_give_nearly_the_same_features(resolved: Callable[..., Any], precision: str) -> None:
+    pytest.importorskip({"int8": "optimum.quanto", "fp8": "torchao", "nf4": "bitsandbytes"}[precision.split("-")[0]])
+    source = resolved("0.9.5", tokenizer_max_length=16)
+    plain, _ = FAMILY.load_prompt_encoder(source, torch.bfloat16, CPU).encode(["a red circle moves"])
+    stored, _ = FAMILY.load_prompt_encoder(source, torch.bfloat16, CPU, precision=precision).encode(
+        ["a red circle moves"]
+    )
+    difference = ((stored - plain).norm() / plain.norm()).item()
+    assert 0 < difference < (0.2 if "4" in precision else 0.05)

@@ -58,6 +58,7 @@ def test_times_stay_float32_in_a_bf16_model(resolved):
 
 
 def test_padding_does_not_reach_the_output_and_words_do(transformer, resolved):
+    """Trap 28: the mask of the prompt is used, and not inverted."""
     source, given = resolved("0.9.5"), inputs()
     reference = FAMILY.predict(transformer, source, **given)
     for position, same in [(6, True), (2, False)]:

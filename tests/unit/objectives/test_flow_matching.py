@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from simpletuner.config.sections.flow import FlowSection
-from simpletuner.core.errors import UserError
 from simpletuner.data.batch import Batch
 from simpletuner.data.sample import BucketKey
 from simpletuner.objectives.flow_matching import NOISE_STREAM, FlowMatching
@@ -29,8 +28,10 @@ class Oracle:
         self.seen: list[tuple[Tensor, Tensor]] = []
 
     def predict(
-        self, transformer: nn.Module, source: Any, noised_latents: Tensor, sigmas: Tensor, *conditions: Tensor
-    ) -> Tensor:
+        self, transformer: nn.Module, source: Any, noised_latents: Tensor, sigmas: Tensor, *conditions: Tensor,
+        first_frame_sigmas: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        assert first_frame_sigmas is None
         self.seen.append((noised_latents, sigmas))
         share = sigmas.reshape(-1, 1, 1, 1, 1)
         # x = (1 - s) z + s e  ->  e - z = (x - z) / s
@@ -60,7 +61,7 @@ def make(oracle: Any, seed: int = 5, **settings: Any) -> FlowMatching:
 
 def test_the_true_velocity_has_no_loss() -> None:
     batch = make_batch((0, 1, 2))
-    (term,) = make(Oracle(batch.latents))(nn.Identity(), batch)
+    (term,) = make(Oracle(batch.latents))(nn.Identity(), batch, 1)
     assert term.value.item() < 1e-8
     assert term.name == "loss"
     assert term.weight == 1.0
@@ -68,7 +69,7 @@ def test_the_true_velocity_has_no_loss() -> None:
 
 def test_a_constant_error_costs_its_square_for_every_sample() -> None:
     batch = make_batch((0, 1, 2))
-    (term,) = make(Oracle(batch.latents, error=0.5))(nn.Identity(), batch)
+    (term,) = make(Oracle(batch.latents, error=0.5))(nn.Identity(), batch, 1)
     assert term.per_sample is not None
     assert term.per_sample.tolist() == pytest.approx([0.25] * 3, rel=1e-4)
     assert term.value.item() == pytest.approx(0.25, rel=1e-4)
@@ -87,7 +88,7 @@ def test_following_the_oracle_from_its_noise_reaches_the_clip() -> None:
 def test_the_model_is_shown_the_stated_noise_level() -> None:
     batch = make_batch(tuple(range(16)), (8, 6, 8, 8))
     oracle = Oracle(batch.latents)
-    (term,) = make(oracle)(nn.Identity(), batch)
+    (term,) = make(oracle)(nn.Identity(), batch, 1)
     noised, sigmas = oracle.seen[0]
     assert noised.dtype == sigmas.dtype == torch.float32
     assert torch.equal(sigmas, term.sigmas)
@@ -98,9 +99,9 @@ def test_the_model_is_shown_the_stated_noise_level() -> None:
 def test_draws_depend_on_the_sample_number_alone() -> None:
     whole, alone = make_batch((7, 8, 9)), make_batch((8,))
     one, other = Oracle(whole.latents), Oracle(alone.latents)
-    make(one)(nn.Identity(), whole)
+    make(one)(nn.Identity(), whole, 1)
     torch.manual_seed(0)  # the global generator must not matter
-    make(other)(nn.Identity(), alone)
+    make(other)(nn.Identity(), alone, 1)
     assert torch.equal(one.seen[0][0][1], other.seen[0][0][0])
     assert torch.equal(one.seen[0][1][1], other.seen[0][1][0])
 
@@ -109,7 +110,7 @@ def test_no_two_samples_share_their_noise() -> None:
     batch = make_batch((1, 2, 3))
     same = replace(batch, latents=torch.zeros_like(batch.latents))
     oracle = Oracle(same.latents)
-    make(oracle)(nn.Identity(), same)
+    make(oracle)(nn.Identity(), same, 1)
     directions = oracle.seen[0][0] / oracle.seen[0][1].reshape(-1, 1, 1, 1, 1)
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert abs(torch.corrcoef(directions[[one, other]].flatten(1))[0, 1]) < 0.15
@@ -149,9 +150,31 @@ def test_automatic_shift_counts_latent_cells_and_wins() -> None:
     )
 
 
-def test_a_loss_that_is_not_built_is_refused() -> None:
-    with pytest.raises(UserError, match="huber"):
-        FlowMatching(None, None, FlowSection.model_construct(loss_type="huber"), 0)  # type: ignore[arg-type]
+@pytest.mark.parametrize("kind", ["huber", "smooth_l1"])
+@pytest.mark.parametrize("course", ["constant", "exponential", "snr"])
+def test_rounded_losses_use_the_threshold_of_each_level(kind: str, course: str) -> None:
+    batch = make_batch((0, 1, 2))
+    (term,) = make(Oracle(batch.latents, error=0.5), loss_type=kind, huber_schedule=course)(nn.Identity(), batch, 1)
+    for sigma, loss in zip(term.sigmas.tolist(), term.per_sample.tolist(), strict=True):
+        c = {"constant": 0.1, "exponential": 0.1**sigma, "snr": 0.9 * (1 - sigma) ** 2 + 0.1}[course]
+        distance = math.sqrt(0.25 + c * c) - c
+        assert loss == pytest.approx(2 * c * distance if kind == "huber" else 2 * distance, rel=1e-3)
+
+
+def test_input_perturbation_shows_more_noise_than_it_asks_for_and_fades() -> None:
+    batch = make_batch((0, 1), (8, 6, 8, 8))
+    shown = {}
+    for step in (1, 6, 11):
+        oracle = Oracle(batch.latents)
+        make(oracle, input_perturbation=0.5, input_perturbation_steps=10)(nn.Identity(), batch, step)
+        shown[step] = oracle.seen[0]
+    plain = Oracle(batch.latents)
+    make(plain)(nn.Identity(), batch, 1)
+    noised, sigmas = plain.seen[0]
+    assert torch.equal(shown[11][0], noised)
+    for step, share in ((1, 0.5), (6, 0.25)):
+        extra = (shown[step][0] - noised) / sigmas.reshape(-1, 1, 1, 1, 1)
+        assert extra.std().item() == pytest.approx(share, rel=0.05)
 
 
 def test_losses_per_band_of_noise_levels() -> None:

@@ -12,14 +12,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from simpletuner.config.lycoris_file import LycorisFile
 from simpletuner.config.sections.adapter import AdapterSection
+from simpletuner.config.sections.average import AverageSection
 from simpletuner.config.sections.flow import FlowSection
 from simpletuner.config.sections.memory import MemorySection
+from simpletuner.config.sections.model import ModelSection
 from simpletuner.config.sections.optimizer import OptimizerSection
 from simpletuner.config.sections.precision import PrecisionSection
 from simpletuner.config.sections.schedule import ScheduleSection
+from simpletuner.data.batch_rules import BatchRules
 from simpletuner.data.batches import BatchStream
 from simpletuner.data.sample import CropPlan, FramePlan, MediaInfo, Sample
+from simpletuner.models.ltxvideo.lora_names import find_layer
+from simpletuner.models.ltxvideo.weights import to_original
 from simpletuner.objectives.flow_matching import FlowMatching
 from simpletuner.runtime.random import draw_normal
 from simpletuner.training.build import build_trainable
@@ -30,6 +36,8 @@ CHANNELS, TEXT_WIDTH, TEXT_LENGTH = 4, 12, 6
 
 class TinyFamily:
     """A one-block LTX-Video transformer through the same door as the real family."""
+
+    attention_class = "LTXAttention"
 
     def load_transformer(self, source: Any, dtype: torch.dtype, device: torch.device) -> nn.Module:
         from diffusers import LTXVideoTransformer3DModel
@@ -42,8 +50,9 @@ class TinyFamily:
 
     def predict(
         self, transformer: nn.Module, source: Any, noised_latents: Tensor, sigmas: Tensor, prompt_embeds: Tensor,
-        prompt_mask: Tensor, frame_rates: Tensor,
+        prompt_mask: Tensor, frame_rates: Tensor, first_frame_sigmas: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
+        assert first_frame_sigmas is None
         frames, height, width = noised_latents.shape[2:]
         tokens = noised_latents.flatten(2).transpose(1, 2)
         velocity = transformer(
@@ -59,7 +68,17 @@ class TinyFamily:
     def save_adapter(self, path: Path, tensors: dict[str, Tensor], config: dict[str, Any], metadata: Any) -> None:
         from safetensors.torch import save_file
 
+        path.parent.mkdir(exist_ok=True)
         save_file({f"transformer.{name}": tensor for name, tensor in tensors.items()}, path, metadata)
+
+    def adapter_metadata(self, tensors: dict[str, Tensor]) -> dict[str, str]:
+        return {}
+
+    def layer_named(self, name: str) -> str | None:
+        return find_layer(name)
+
+    def original_layer(self, layer: str) -> str:
+        return to_original(layer)
 
 
 @dataclass
@@ -96,19 +115,24 @@ def read_prompt(caption: str) -> tuple[Tensor, Tensor]:
 def make_small_run(
     *, samples: int = 8, batch_size: int = 1, accumulation: int = 1, optimizer: str = "torch-adamw", rank: int = 4,
     dropout: float = 0.0, checkpointing: bool = False, total_steps: int = 20, seed: int = 7, prefetch: int = 0,
-    flow: FlowSection | None = None, model: str = "tiny", device: str = "cpu", **schedule: Any,
+    flow: FlowSection | None = None, average: AverageSection | None = None, lycoris: LycorisFile | None = None,
+    model: str = "tiny", device: str = "cpu", adapter: AdapterSection | None = None, full: bool = False,
+    **schedule: Any,
 ) -> SmallRun:  # fmt: skip
     settings = {"learning_rate": 1e-2, "lr_scheduler": "linear", "lr_warmup_steps": 3, **schedule}
     config = SimpleNamespace(
-        adapter=AdapterSection(lora_rank=rank, lora_dropout=dropout),
+        model=ModelSection(model_type="full" if full else "lora"),
+        adapter=adapter or AdapterSection(lora_rank=rank, lora_dropout=dropout),
+        lycoris=lycoris,
         precision=PrecisionSection(mixed_precision="no"),
         memory=MemorySection(gradient_checkpointing=checkpointing),
         optimizer=OptimizerSection(optimizer=optimizer, grad_clip_method="norm"),
         schedule=ScheduleSection(seed=seed, **settings),
+        average=average or AverageSection(),
     )
     family: Any = TinyFamily()
     stream = BatchStream(
-        write_samples(samples), read_latents, read_prompt, batch_size=batch_size, accumulation=accumulation,
+        write_samples(samples), read_latents, read_prompt, BatchRules(batch_size, accumulation),
         seed=seed, caption_dropout=0.2, prefetch=prefetch,
     )  # fmt: skip
     trainable = build_trainable(family, None, config, torch.device(device))  # type: ignore[arg-type]

@@ -126,10 +126,10 @@ class Poisoned:
     def __init__(self, objective: Any, sample_number: int, spoil: Callable[[Tensor], Tensor]) -> None:
         self._objective, self._number, self._spoil = objective, sample_number, spoil
 
-    def __call__(self, transformer: Any, batch: Any) -> Iterator[Any]:
+    def __call__(self, transformer: Any, batch: Any, step: int) -> Iterator[Any]:
         from dataclasses import replace
 
-        (term,) = self._objective(transformer, batch)
+        (term,) = self._objective(transformer, batch, step)
         if self._number not in batch.sample_numbers:
             return (term,)
         per_sample = term.per_sample.clone()

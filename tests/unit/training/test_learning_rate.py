@@ -47,3 +47,11 @@ def test_an_unknown_course_names_the_nearest() -> None:
 )
 def test_work_is_due_at_its_interval_and_at_the_end(step: int, every: int, last: int, due: bool) -> None:
     assert is_due(step, every, last) is due
+
+
+@pytest.mark.parametrize(
+    ("settings", "factor"), [({}, 1), ({"lr_scale": True}, 12), ({"lr_scale_sqrt": True}, 12**0.5)]
+)
+def test_scaling_by_the_clips_of_a_step(settings: dict[str, bool], factor: float) -> None:
+    schedule = ScheduleSection(learning_rate=1e-4, train_batch_size=4, gradient_accumulation_steps=3, **settings)
+    assert LearningRate.from_section(schedule, 10)(5) == pytest.approx(1e-4 * factor)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from simpletuner.caching.prompts import PromptCache, cache_prompts
+from simpletuner.caching.prompts import PromptCache, PromptSettings, cache_prompts
 from simpletuner.config.sections.validation import ValidationSection
 from simpletuner.events.types import Event
 from simpletuner.models.family import GenerationRequest
@@ -40,8 +40,8 @@ class PlainModel:
         self.plain = False
 
     @contextmanager
-    def plain_weights(self) -> Iterator[None]:
-        self.plain = True
+    def wearing(self, weights: str) -> Iterator[None]:
+        self.plain = weights == "base"
         try:
             yield
         finally:
@@ -102,7 +102,8 @@ def settings() -> ValidationSection:
 @pytest.fixture
 def prompt_cache(tmp_path: Path, settings: ValidationSection) -> PromptCache:
     texts = ["a cat", "a dog", settings.validation_negative_prompt]
-    return cache_prompts(texts, tmp_path / "text", "letters", WORDS, LengthEncoder, batch_size=4, emit=lambda e: None)
+    store = PromptSettings(tmp_path / "text", "letters", WORDS)
+    return cache_prompts(texts, store, LengthEncoder, emit=lambda event: None)
 
 
 @pytest.fixture

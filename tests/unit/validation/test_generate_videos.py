@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import weakref
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from simpletuner.caching.prompts import PromptCache, cache_prompts
+from simpletuner.caching.prompts import PromptCache, PromptSettings, cache_prompts
 from simpletuner.config.run_config import ValidationPrompt
 from simpletuner.config.sections.validation import ValidationSection
 from simpletuner.events.types import Event, Noticed, StageAdvanced, StageFinished, StageStarted, VideoGenerated
@@ -41,7 +42,17 @@ def generate(
 ) -> list[VideoGenerated]:
     arguments: dict[str, Any] = {"step": 5, "weights": "adapter", "frame_rate": 12.5} | kwargs
     return generate_videos(
-        family.model, family, None, load, cache, prompts, settings, folder=folder, emit=events.append, **arguments
+        family.model.transformer,
+        family.model.wearing,
+        family,
+        None,
+        load,
+        cache,
+        prompts,
+        settings,
+        folder=folder,
+        emit=events.append,
+        **arguments,
     )  # type: ignore[arg-type]
 
 
@@ -211,8 +222,8 @@ def test_the_real_family_generates(
     source = FAMILY.resolve(ModelSection(model_family="ltxvideo", pretrained_model_name_or_path=str(miniature)))
     texts = ["a cat", settings.validation_negative_prompt]
     cache = cache_prompts(
-        texts, tmp_path / "text", source.identity("text"), 128,
-        lambda: FAMILY.load_prompt_encoder(source, torch.float32, cpu), batch_size=4, emit=events.append,
+        texts, PromptSettings(tmp_path / "text", source.identity("text"), 128),
+        lambda: FAMILY.load_prompt_encoder(source, torch.float32, cpu), emit=events.append,
     )  # fmt: skip
     transformer = FAMILY.load_transformer(source, torch.float32, cpu)
     attach_lora(transformer, FAMILY.adapter_targets(transformer, "attention"), AdapterSection(), torch.float32, 0)
@@ -221,16 +232,12 @@ def test_the_real_family_generates(
             parameter.normal_(std=0.5, generator=torch.Generator().manual_seed(number))
     transformer.train()
 
-    class RealModel:
-        def __init__(self) -> None:
-            self.transformer = transformer
-
-        def plain_weights(self) -> Any:
-            return adapter_disabled(transformer)
+    def wearing(weights: str) -> Any:
+        return adapter_disabled(transformer) if weights == "base" else nullcontext()
 
     def run(weights: str, folder: str) -> np.ndarray:
         (made,) = generate_videos(
-            RealModel(), FAMILY, source, lambda: FAMILY.load_autoencoder(source, torch.float32, cpu), cache,
+            transformer, wearing, FAMILY, source, lambda: FAMILY.load_autoencoder(source, torch.float32, cpu), cache,
             PROMPTS[:1], settings, step=1, weights=weights, frame_rate=25.0, folder=tmp_path / folder,
             emit=events.append,
         )  # type: ignore[arg-type]  # fmt: skip

@@ -1,0 +1,83 @@
+"""`simpletuner export FILE --to LAYOUT`, or `--base MODEL --merge`: adapters for other programs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from simpletuner.cli.logs import set_up_logging
+from simpletuner.config.catalogs.adapters import LORA_LAYOUTS
+from simpletuner.config.sources import log_level, process_environment
+from simpletuner.core.errors import ExitCode, UserError
+from simpletuner.core.files import ensure_writable
+
+
+def run(words: list[str]) -> int:
+    """Convert or merge; gives the exit code."""
+    arguments = _parser().parse_args(words)
+    if bool(arguments.to) == bool(arguments.merge):
+        raise UserError(
+            "`simpletuner export` wants either --to or --merge",
+            "--to writes the adapter in another layout, --merge puts it into a base model",
+            f"Add for example --to comfyui (known: {', '.join(LORA_LAYOUTS)}), or --base MODEL --merge",
+        )
+    if bool(arguments.base) != bool(arguments.merge) or (arguments.dtype and not arguments.merge):
+        raise UserError(
+            "--base, --merge and --dtype belong together",
+            "A merge needs a base, and a conversion none",
+            "Write --base MODEL --merge, or --to LAYOUT alone",
+        )
+    complaint = set_up_logging(log_level(process_environment()))
+    if complaint:
+        sys.stderr.write(complaint + "\n")
+    sys.stdout.write("\n".join(_merge(arguments) if arguments.merge else _convert(arguments)) + "\n")
+    return ExitCode.OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    layouts = "; ".join(f"{name}: {row.help.rstrip('.')}" for name, row in LORA_LAYOUTS.items())
+    parser = argparse.ArgumentParser(
+        "simpletuner export",
+        description="Write a trained LoRA in the layout of another program, or merge an adapter into a base model. "
+        "The result is read back and compared before it is called done.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "file", type=Path, help="LoRA file of any layout (for --merge also LyCORIS), a run folder or a checkpoint"
+    )
+    parser.add_argument("--to", choices=list(LORA_LAYOUTS), metavar="LAYOUT", help=layouts)
+    parser.add_argument("--output", type=Path, help="file (--to) or folder (--merge) to write")
+    parser.add_argument("--merge", action="store_true", help="write a whole transformer with the adapter in it")
+    parser.add_argument("--base", help="with --merge: checkpoint, transformer folder, single file or Hub repository")
+    parser.add_argument("--dtype", choices=["bf16", "fp32"], help="with --merge: number format (default: the base's)")
+    return parser
+
+
+def _convert(arguments: argparse.Namespace) -> list[str]:
+    from simpletuner.recipes.export import convert_adapter, find_adapter_file, refuse_taken
+
+    source = find_adapter_file(arguments.file)
+    output: Path = arguments.output or source.with_name(f"{source.stem}.{arguments.to}.safetensors")
+    refuse_taken(output)
+    ensure_writable(output.absolute().parent, "folder")
+    report = convert_adapter(source, arguments.to, output)
+    return [
+        f"Wrote {report.path}: {report.layers} layers, layout {arguments.to}.",
+        f"Read back: the layers' changes differ by at most {report.difference:.1e} ({report.tolerance:.0e} allowed).",
+    ]
+
+
+def _merge(arguments: argparse.Namespace) -> list[str]:
+    from simpletuner.recipes.export import find_adapter_file, merge_adapter
+
+    source = find_adapter_file(arguments.file)
+    output: Path = arguments.output or source.with_name("merged")
+    ensure_writable(output.absolute(), "folder")
+    report = merge_adapter(source, arguments.base, output, arguments.dtype)
+    return [
+        f"Wrote {report.path}: the adapter is in {report.layers} layers.",
+        f"Read back: off by at most {report.difference:.1e} of a layer's largest weight ({report.tolerance:.1e} is the "
+        "rounding of the number format); all other weights are the base's.",
+        f'Train or generate from it with "pretrained_transformer_model_name_or_path": "{output}".',
+    ]

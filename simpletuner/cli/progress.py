@@ -1,0 +1,41 @@
+"""Progress of looks that usually take no time: told on stderr only once they do."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+from simpletuner.events.types import Event, StageAdvanced, StageFinished, StageStarted
+
+QUIET_SECONDS = 1.5
+PAUSE_TERMINAL_SECONDS, PAUSE_PIPE_SECONDS = 0.2, 10.0
+
+
+class LateProgress:
+    """Receives events; says nothing for the first moments, then one line that is renewed."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._started = time.monotonic()
+        self._said = 0.0
+        self._labels: dict[str, StageStarted] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Take one event."""
+        if isinstance(event, StageStarted):
+            self._labels[event.stage] = event
+        elif isinstance(event, StageAdvanced) and event.stage in self._labels:
+            self._say(self._labels[event.stage], event.done)
+        elif isinstance(event, StageFinished) and self._said and self._stream.isatty():
+            self._stream.write("\r\033[K")
+
+    def _say(self, stage: StageStarted, done: int) -> None:
+        now = time.monotonic()
+        pause = PAUSE_TERMINAL_SECONDS if self._stream.isatty() else PAUSE_PIPE_SECONDS
+        if now - self._started < QUIET_SECONDS or now - self._said < pause:
+            return
+        self._said = now
+        line = f"{stage.label}: {done}/{stage.total} {stage.unit}"
+        self._stream.write(f"\r\033[K{line}" if self._stream.isatty() else line + "\n")
+        self._stream.flush()

@@ -1,0 +1,126 @@
+"""Further files that a configuration names: LyCORIS settings, adapters, layer lists, webhooks. Checked at once.
+
+They are looked at even where the feature behind them is not built, so that a file is in order on the
+day it is. It must not know what is done with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from simpletuner.config.documents import parse_json, read_json
+from simpletuner.config.draft import Draft
+from simpletuner.config.lycoris_file import LycorisFile, LycorisReading, read_lycoris
+from simpletuner.config.webhook_file import Webhook, WebhookReading, read_webhooks
+from simpletuner.core.errors import Problem, UserError
+
+FindFile = Callable[[str], "Path | None"]
+LYCORIS_PLACES = ["lycoris_config.json", "config/lycoris_config.json"]  # looked at when no path is given
+Missing = Callable[[str, str, str], Problem]  # option, path as written, pattern of files near by
+
+
+@dataclass(frozen=True)
+class NamedFiles:
+    """What the files say (None or empty where there is none or it has errors), and the findings.
+
+    `replaced` are options whose value is not what was written: a path as it was found, a list from its file.
+    """
+
+    lycoris: LycorisFile | None
+    webhooks: tuple[Webhook, ...]
+    problems: tuple[Problem, ...]
+    replaced: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_named_files(draft: Draft, find: FindFile, missing: Missing, name_of: Callable[[Path], str]) -> NamedFiles:
+    """Open and check the files behind `lycoris_config`, `webhook_config`, `peft_lora_target_modules`, `init_lora`.
+
+    Args:
+        draft: The options, those that are refused as not built included.
+        find: The file behind a path as written, or None.
+        missing: The problem to tell when there is none.
+        name_of: How messages call a file.
+    """
+    lycoris = _lycoris(draft, find, missing, name_of)
+    webhooks = _webhooks(draft, find, missing, name_of)
+    replaced: dict[str, Any] = {}
+    problems = [*lycoris.problems, *webhooks.problems]
+    for read in (_layer_list, _adapter_file):
+        try:
+            replaced.update(read(draft, find, missing, name_of))
+        except UserError as error:
+            problems.extend(error.problems)
+    return NamedFiles(lycoris.settings, webhooks.webhooks, tuple(problems), replaced)
+
+
+def _layer_list(
+    draft: Draft, find: FindFile, missing: Missing, name_of: Callable[[Path], str]
+) -> Mapping[str, list[str]]:
+    """The list behind `peft_lora_target_modules` where its one entry is the name of a JSON file."""
+    written = draft.values["peft_lora_target_modules"]
+    if not written or len(written) != 1 or not written[0].lower().endswith(".json"):
+        return {}
+    path = find(written[0])
+    if path is None:
+        raise UserError.of([missing("peft_lora_target_modules", written[0], "*target*.json")])
+    document = read_json(path, name_of(path))
+    names = document.value
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+        raise UserError(
+            "this is no list of layer names",
+            "peft_lora_target_modules names a JSON file with one list of texts",
+            'Write for example ["to_q", "to_k", "to_v", "to_out.0"]',
+            where=document.name,
+        )
+    return {"peft_lora_target_modules": names}
+
+
+def _adapter_file(draft: Draft, find: FindFile, missing: Missing, name_of: Callable[[Path], str]) -> Mapping[str, str]:
+    """The adapter file that the run starts from, as it was found."""
+    written = draft.values["init_lora"]
+    if not written:
+        return {}
+    path = find(written)
+    if path is None:
+        raise UserError.of([missing("init_lora", written, "*.safetensors")])
+    return {"init_lora": str(path)}
+
+
+def _lycoris(draft: Draft, find: FindFile, missing: Missing, name_of: Callable[[Path], str]) -> LycorisReading:
+    written, wanted = draft.values["lycoris_config"], draft.values["lora_type"] == "lycoris"
+    if not written and not wanted:
+        return LycorisReading(None, ())
+    candidates = [written] if written else LYCORIS_PLACES
+    path = next((found for text in candidates if (found := find(text)) is not None), None)
+    if path is not None:
+        return read_lycoris(path, name_of(path), draft.values["model_family"] or "ltxvideo")
+    if written:
+        return LycorisReading(None, (missing("lycoris_config", written, "*lycoris*.json"),))
+    problem = Problem(
+        "lora_type = lycoris without lycoris_config",
+        "The file says which kind of adapter, and how large",
+        'Write it and add "lycoris_config": "config/lycoris_config.json"',
+        draft.place("lora_type"),
+    )
+    return LycorisReading(None, (problem,))
+
+
+def _webhooks(draft: Draft, find: FindFile, missing: Missing, name_of: Callable[[Path], str]) -> WebhookReading:
+    written: Any = draft.values["webhook_config"]
+    if not written or "webhook_config" not in draft.given:
+        return WebhookReading((), ())
+    place = f"{draft.place('webhook_config')}: webhook_config"
+    try:
+        if isinstance(written, str) and written.lstrip().startswith(("{", "[")):
+            return read_webhooks(parse_json(written, place).value, place)
+        if not isinstance(written, str):
+            return read_webhooks(written, place)
+        path = find(written)
+        if path is None:
+            return WebhookReading((), (missing("webhook_config", written, "*webhook*.json"),))
+        return read_webhooks(read_json(path, name_of(path)).value, name_of(path))
+    except UserError as error:
+        return WebhookReading((), error.problems)

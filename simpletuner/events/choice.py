@@ -1,0 +1,49 @@
+"""Which sinks a configuration asks for, and whether their packages are installed. Imports none of them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+
+from simpletuner.config.catalogs.sinks import SINKS, TRACKERS
+from simpletuner.config.sections.reporting import ReportingSection, tracker_names
+from simpletuner.config.webhook_file import Webhook
+from simpletuner.core.errors import Problem
+
+
+def chosen_sinks(reporting: ReportingSection, webhooks: tuple[Webhook, ...] = ()) -> tuple[str, ...]:
+    """Names of the remote sinks that are asked for, in the order of the catalog.
+
+    `report_to` "all" means every tracker whose package is installed.
+    """
+    named = tracker_names(reporting.report_to)
+    wanted = {name for name in TRACKERS if name in named or ("all" in named and is_installed(name))}
+    if webhooks:
+        wanted.add("webhook")
+    if reporting.push_to_hub or reporting.push_checkpoints_to_hub:
+        wanted.add("hub")
+    return tuple(name for name in SINKS if name in wanted)
+
+
+def is_installed(name: str) -> bool:
+    """Whether the package that the sink `name` needs is on this machine."""
+    package = SINKS[name].package
+    return not package or importlib.util.find_spec(package) is not None
+
+
+def missing_packages(reporting: ReportingSection, where: str = "report_to") -> Iterator[Problem]:
+    """A problem for each tracker that is asked for by name and not installed.
+
+    Args:
+        reporting: The options about who is told.
+        where: Place of `report_to`, for the message.
+    """
+    for name in TRACKERS:
+        if name in tracker_names(reporting.report_to) and not is_installed(name):
+            extra = SINKS[name].extra
+            yield Problem(
+                f"report_to = {name}: the package '{SINKS[name].package}' is not installed",
+                f"It comes with the extra '{extra}'",
+                f"pip install 'simpletuner[{extra}]', or take {name} out of report_to",
+                where,
+            )

@@ -1,0 +1,35 @@
+"""The numbers of a step under the names that trackers show. Pure."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from simpletuner.events.types import RunStarted, StepFinished, VideoGenerated
+
+
+def step_scalars(event: StepFinished) -> dict[str, float]:
+    """Name -> number of one optimizer step; terms of the loss stand under "loss/"."""
+    scalars = {
+        "train_loss": event.loss,
+        "learning_rate": event.learning_rate,
+        "epoch": float(event.epoch),
+        "grad_norm": event.gradient_norm,
+        "seconds_per_step": event.seconds,
+        "samples_per_second": event.samples / event.seconds if event.seconds > 0 else 0.0,
+    }
+    if event.memory_bytes:
+        scalars["memory_gigabytes"] = event.memory_bytes / 1e9
+    return scalars | {f"loss/{name}": value for name, value in event.terms.items()}
+
+
+def video_title(event: VideoGenerated) -> str:
+    """Under which name a validation video is followed over the steps."""
+    weights = "" if event.weights == "adapter" else f" ({event.weights})"
+    return f"{event.nickname} - {event.width}x{event.height}{weights}"
+
+
+def resumed_step(event: RunStarted) -> int:
+    """The step after which a run goes on; 0 for a fresh one."""
+    found = re.fullmatch(r"checkpoint-(\d+)", Path(event.resumed_from).name)
+    return int(found.group(1)) if found else 0

@@ -1,0 +1,66 @@
+"""What is trained, whatever library it comes from.
+
+An adapter is attached to a frozen transformer; `full.py`, which trains the transformer itself, fulfils the
+same protocol. Whoever trains, saves or switches it off knows it only by this protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from torch import Tensor, nn
+
+ADAPTER_FILE: Final = "pytorch_lora_weights.safetensors"  # the name under which pipelines look for adapters
+
+
+class Adapter(Protocol):
+    """Trained tensors, mostly beside a frozen model."""
+
+    @property
+    def weights_name(self) -> str:
+        """Name of what `save` writes: a file, or a folder of files."""
+
+    @property
+    def keeps_base(self) -> bool:
+        """Whether `disabled` gives the base model at any time, not only before the first step."""
+
+    @property
+    def undecayed(self) -> frozenset[str]:
+        """Names of the parameters that weight decay must spare; they are the last ones in `parameters`."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What a checkpoint of it must share with the run that continues: kind, size, layers. JSON values."""
+
+    @property
+    def file_is_exact(self) -> bool:
+        """Whether the file holds the trained tensors bit for bit, so that a run continues from it alone."""
+
+    def describe(self) -> str:
+        """One line for the story before step 1: kind, size, on how many layers."""
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The trained tensors by name, in an order that does not change."""
+
+    def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put the tensors of a file that `save` wrote in the place of the trained ones, exactly.
+
+        Raises:
+            UserError: If names or shapes differ; nothing is changed then.
+        """
+
+    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
+        """Write what was trained as one safetensors file, or as a folder of them, atomically.
+
+        Raises:
+            UserError: If the disk is full or the folder cannot be written.
+        """
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """The base model alone for the length of the block (see `keeps_base`)."""
+
+    def shown(self) -> AbstractContextManager[None]:
+        """The adapter at the strength at which validation shows it, for the length of the block."""

@@ -1,0 +1,130 @@
+"""Training the transformer itself: all of its weights, saved as a `transformer` folder that Diffusers loads.
+
+Knows any Diffusers model. There is no base model beside what is trained, so what the base would have done can be
+seen only before the first step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from simpletuner.config.lycoris_file import LycorisFile
+from simpletuner.config.sections.adapter import AdapterSection
+from simpletuner.core.errors import UserError
+from simpletuner.core.files import staged_folder, write_json_atomic
+from simpletuner.models.family import ModelFamily
+
+TRANSFORMER_FOLDER = "transformer"
+SUMMARY_NAME = "training_summary.json"
+SHARD_SIZE = "5GB"
+
+
+def build_full(
+    transformer: nn.Module,
+    family: ModelFamily,
+    settings: AdapterSection,
+    lycoris: LycorisFile | None,
+    dtype: torch.dtype,
+    seed: int,
+) -> FullWeights:
+    """Make every weight of the transformer trainable.
+
+    Raises:
+        UserError: If weights have another number format than the optimizer trains.
+    """
+    return FullWeights(transformer, dtype)
+
+
+class FullWeights:
+    """All weights of a transformer; fulfils `adapter.Adapter`."""
+
+    weights_name = TRANSFORMER_FOLDER
+    keeps_base = False
+    file_is_exact = True
+
+    def __init__(self, transformer: nn.Module, dtype: torch.dtype) -> None:
+        """Unfreeze the transformer; `dtype` is the number format that the optimizer trains."""
+        others = sorted({str(p.dtype) for p in transformer.parameters() if p.dtype != dtype})
+        if others:
+            raise UserError(
+                f"model_type full: the model's weights are {', '.join(others)}, the optimizer trains {dtype}",
+                "The model is computed in the format its weights are trained in",
+                "Use adamw_bf16 with mixed_precision bf16, or a float32 optimizer with mixed_precision no",
+            )
+        self._transformer = transformer.requires_grad_(True)
+        self.undecayed = _undecayed(transformer)
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return {"model_type": "full"}
+
+    def describe(self) -> str:
+        decayed = len(self.parameters()) - len(self.undecayed)
+        return f"all weights: {decayed} matrices, and {len(self.undecayed)} scales, shifts and tables without decay"
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        named = dict(self._transformer.named_parameters())
+        matrices = {name: parameter for name, parameter in named.items() if name not in self.undecayed}
+        return {**matrices, **{name: named[name] for name in named if name in self.undecayed}}
+
+    def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        own = self.parameters()
+        differing = sorted(
+            name
+            for name in {*own, *tensors}
+            if name not in own or name not in tensors or own[name].shape != tensors[name].shape
+        )
+        if differing:
+            raise UserError(
+                f"{len(differing)} weights of the saved transformer are missing, left over or of another shape, such "
+                f"as {', '.join(differing[:3])}",
+                "A run continues only with the transformer it was made with",
+                "Use the checkpoint of the same model",
+            )
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(tensors[name])
+
+    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
+        write_transformer(self._transformer, path, metadata)
+
+    def disabled(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def shown(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+def write_transformer(transformer: nn.Module, folder: Path, metadata: Mapping[str, str]) -> None:
+    """Write a Diffusers model as a folder of safetensors files with its configuration, all or nothing.
+
+    Args:
+        metadata: Texts that go into `training_summary.json` beside the weights.
+
+    Raises:
+        UserError: If the disk is full or the folder cannot be written.
+    """
+    model: Any = transformer
+    with staged_folder(folder) as staging:
+        try:
+            model.save_pretrained(staging, max_shard_size=SHARD_SIZE)
+        except SafetensorError as error:
+            # The library wraps the system's error in one of its own that is no OSError.
+            raise OSError(errno.ENOSPC if "os error 28" in str(error) else errno.EIO, str(error)) from error
+        write_json_atomic(staging / SUMMARY_NAME, dict(metadata))
+
+
+def _undecayed(transformer: nn.Module) -> frozenset[str]:
+    """Everything but the matrices of linear layers: pulling a scale, a bias or a modulation table towards zero
+    changes what the model computes instead of keeping it small."""
+    matrices = {f"{name}.weight" for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
+    return frozenset(name for name, _ in transformer.named_parameters() if name not in matrices)

@@ -1,0 +1,287 @@
+"""Everything that can be wrong with a run, told before anything heavy is loaded.
+
+Joins what single rooms know: the configuration with its rules and files, the clips' headers, the
+shape of the model, the machine, the Hub, and the forecast. Each look is independent, so that all
+problems come at once. No torch; nothing is written but the index of headers.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simpletuner.config.catalogs.precisions import PRECISIONS
+from simpletuner.config.draft import Draft
+from simpletuner.config.resolve import ORDER, Examination, examine
+from simpletuner.config.run_config import RunConfig
+from simpletuner.config.values import show
+from simpletuner.core.catalog import did_you_mean
+from simpletuner.core.errors import Problem, Severity, UserError
+from simpletuner.events.choice import missing_packages
+from simpletuner.events.types import Event
+from simpletuner.models.cost import ModelCost, cost_source
+from simpletuner.recipes.forecast import CardForecast, Forecast, choose_cards, forecast_run, own_card
+from simpletuner.recipes.forecast_rules import check_forecast
+from simpletuner.runtime.hub import HubProbe, has_hub_token
+from simpletuner.runtime.machine import Machine, find_machine
+
+if TYPE_CHECKING:
+    from simpletuner.recipes.survey import Survey
+
+# What is checked here about single options, for their pages in `simpletuner options NAME`.
+ABOUT: Mapping[str, tuple[str, ...]] = {
+    "peft_lora_target_modules": ("every name must match a linear layer of the transformer",),
+    "lycoris_config": ("the file is opened and checked; its name patterns must match layers",),
+    "webhook_config": ("the file is opened and checked; nothing is sent",),
+    "base_model_precision": ("nf4-bnb and int8-bnb do not work on Apple GPUs",),
+    "text_encoder_1_precision": ("nf4-bnb and int8-bnb do not work on Apple GPUs",),
+    "mixed_precision": ("fp8 needs a card that computes in it",),
+    "train_batch_size": (
+        "every bucket must give a full batch for each micro-batch of a step",
+        "at most 16 on Apple GPUs",
+    ),
+    "gradient_accumulation_steps": ("every bucket must give a full batch for each micro-batch of a step",),
+    "report_to": ("the packages of the trackers must be installed",),
+    "push_to_hub": ("needs a token of the Hub on this machine",),
+    "push_checkpoints_to_hub": ("needs a token of the Hub on this machine",),
+    "pretrained_model_name_or_path": (
+        "a local checkpoint must be complete and of one release; the Hub must answer when it is asked",
+    ),
+    "max_train_steps": ("a run of more than three days by the forecast is warned about",),
+    "validation_step_interval": ("validation above a quarter of the run's time is warned about",),
+    "checkpoints_total_limit": ("what is kept must fit on the disk",),
+}
+
+LARGEST_APPLE_BATCH = 16
+CUDA_ONLY = ("torchao", "native", "transformerengine")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found out.
+
+    Attributes:
+        problems: All findings, errors first.
+        examination: The configuration.
+        survey: The data; None when they were not looked at or could not be read.
+        forecast: The plan; None without a model family.
+        machine: What this machine computes with.
+    """
+
+    problems: tuple[Problem, ...]
+    examination: Examination
+    survey: Survey | None
+    forecast: Forecast | None
+    machine: Machine
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether the run cannot start."""
+        return any(problem.severity is Severity.ERROR for problem in self.problems)
+
+
+def check_run(
+    words: Sequence[str],
+    environment: Mapping[str, str],
+    working_folder: Path,
+    emit: Callable[[Event], None],
+    *,
+    with_data: bool = True,
+    card: str = "",
+) -> Checked:
+    """Look at everything about a run.
+
+    Args:
+        words: Arguments as for `simpletuner train`.
+        environment: Environment variables.
+        working_folder: Relative paths start here.
+        emit: Receives the progress of reading headers.
+        with_data: Whether to read the clips' headers.
+        card: Card to forecast for, "all", or empty for this machine's own.
+
+    Raises:
+        UserError: If `card` is not known.
+    """
+    machine = find_machine()
+    cards = choose_cards(card, machine)
+    examination = examine(words, environment, working_folder)
+    config, draft = examination.trial, examination.draft
+    found = list(examination.problems if examination.config is None else examination.config.notices)
+    if config is None or draft is None:
+        return Checked(tuple(found), examination, None, None, machine)
+    probe = _ask_hub(config)
+    found += _machine_rules(draft, machine)
+    found += _token(draft)
+    found += missing_packages(config.reporting, draft.place("report_to"))
+    survey = None
+    if with_data and config.datasets and config.model.model_family:
+        survey, noticed = _survey(config, emit)
+        found += noticed
+    forecast = None
+    if config.model.model_family:
+        forecast = forecast_run(config, survey, cards, machine)
+        found += cost_source(str(config.model.model_family)).inspect(config.model)
+        found += _target_names(draft, forecast.cost)
+        found += _lycoris_names(config, draft, forecast.cost)
+        found += check_forecast(forecast, config, _reference(forecast, card, machine))
+    found += _hub_answer(probe, config, draft)
+    problems = tuple(sorted(dict.fromkeys(found), key=lambda problem: ORDER[problem.severity]))
+    return Checked(problems, examination, survey, forecast, machine)
+
+
+def _reference(forecast: Forecast, card: str, machine: Machine) -> CardForecast | None:
+    """The card that warnings are about: the named or the machine's own one, else the fastest shown."""
+    if card == "all" or (not card and own_card(machine) is None):
+        return min(forecast.cards, key=lambda one: one.times.step or 0.0) if forecast.cards else None
+    return forecast.cards[0]
+
+
+def _survey(config: RunConfig, emit: Callable[[Event], None]) -> tuple[Survey | None, list[Problem]]:
+    # Imported here so that a check of the configuration alone starts without NumPy.
+    from simpletuner.data.notes import summarize_reasons
+    from simpletuner.recipes.survey import survey_data
+
+    try:
+        survey = survey_data(config, emit)
+    except UserError as error:
+        return None, list(error.problems)
+    notes = [Problem(note, severity=Severity.NOTE, where="data") for note in survey.found.notes]
+    left_out = [
+        Problem(f"left out {line}", severity=Severity.WARNING, where="data")
+        for line in summarize_reasons(survey.found.left_out)
+    ]
+    return survey, [*left_out, *notes]
+
+
+# The machine ------------------------------------------------------------------------------------
+
+
+def _machine_rules(draft: Draft, machine: Machine) -> Iterator[Problem]:
+    for option in ("base_model_precision", "text_encoder_1_precision", "mixed_precision"):
+        level = str(draft.values[option])
+        if option not in draft.given or level in ("no_change", "bf16", "no", "fp16"):
+            continue
+        here = f"this machine has {machine.card_name or 'no GPU'}"
+        if level in PRECISIONS:
+            # Weights in fewer bits are computed in bf16: every format works everywhere its package does.
+            if PRECISIONS[level].extra == "bnb" and machine.card_name.startswith("Apple"):
+                yield Problem(
+                    f"{option} = {show(level)}: {here}",
+                    "bitsandbytes has no kernels for Apple GPUs",
+                    "Use int8-quanto",
+                    draft.place(option),
+                    Severity.WARNING,
+                )
+        elif level.startswith("fp8") and machine.capability < (8, 9):
+            yield Problem(
+                f"{option} = {show(level)}: {here}",
+                "fp8 arithmetic needs an NVIDIA card of compute capability 8.9 or higher: Ada, Hopper or newer",
+                "Use int8-quanto, or train on such a card",
+                draft.place(option),
+                Severity.WARNING,
+            )
+        elif level.endswith(CUDA_ONLY) and machine.capability == (0, 0):
+            yield Problem(
+                f"{option} = {show(level)}: {here}",
+                "This level needs an NVIDIA card",
+                "Use int8-quanto, or train on such a card",
+                draft.place(option),
+                Severity.WARNING,
+            )
+    batch = draft.values["train_batch_size"]
+    if batch > LARGEST_APPLE_BATCH and machine.card_name.startswith("Apple"):
+        yield Problem(
+            f"train_batch_size = {batch} on an Apple GPU",
+            f"More than {LARGEST_APPLE_BATCH} does not work there",
+            "Lower it and raise gradient_accumulation_steps",
+            draft.place("train_batch_size"),
+        )
+
+
+# The Hub ----------------------------------------------------------------------------------------
+
+
+def _token(draft: Draft) -> Iterator[Problem]:
+    wanted = [name for name in ("push_to_hub", "push_checkpoints_to_hub") if draft.values[name]]
+    if wanted and not has_hub_token():
+        yield Problem(
+            f"{wanted[0]} = true, and there is no token of the Hub on this machine",
+            "An upload needs an account",
+            "Run `hf auth login`, or set HF_TOKEN",
+            draft.place(wanted[0]),
+            Severity.WARNING,
+        )
+
+
+def _ask_hub(config: RunConfig) -> HubProbe | None:
+    """A probe on its way if the model would have to be downloaded."""
+    if not config.model.model_family:
+        return None
+    missing = cost_source(str(config.model.model_family)).missing_repositories(config.model)
+    return HubProbe() if missing else None
+
+
+def _hub_answer(probe: HubProbe | None, config: RunConfig, draft: Draft) -> Iterator[Problem]:
+    trouble = probe.answer() if probe is not None else ""
+    if probe is None or not trouble:
+        return
+    names = cost_source(str(config.model.model_family)).missing_repositories(config.model)
+    offline = "Unset HF_HUB_OFFLINE, or download the model on another machine and name its folder"
+    mirror = "Check the connection, set HF_ENDPOINT to a mirror such as https://hf-mirror.com, or name a local folder"
+    yield Problem(
+        f"'{names[0]}' is not on this machine, and {probe.host} cannot be reached ({trouble})",
+        "The model must be downloaded once",
+        offline if probe.is_offline else mirror,
+        draft.place("pretrained_model_name_or_path"),
+        Severity.WARNING,
+    )
+
+
+# Names of layers --------------------------------------------------------------------------------
+
+
+def _target_names(draft: Draft, cost: ModelCost) -> Iterator[Problem]:
+    endings = draft.values["peft_lora_target_modules"]
+    if not endings:
+        return
+    source = cost_source(str(draft.values["model_family"]))
+    _, lost = source.match_targets(cost.linear_layers, tuple(endings))
+    known = known_endings(cost.linear_layers)
+    for name in lost:
+        yield Problem(
+            f"peft_lora_target_modules: '{name}' matches no layer",
+            f"Linear layers are: {', '.join(known)}",
+            did_you_mean(name, [*known, *(ending.split(".", 1)[-1] for ending in known)]) or "Remove it",
+            draft.place("peft_lora_target_modules"),
+        )
+
+
+def known_endings(layers: Mapping[str, Any]) -> list[str]:
+    """Names of layers without the number of their block, each once."""
+    return list(dict.fromkeys(re.sub(r"^transformer_blocks\.\d+\.", "", name) for name in layers))
+
+
+def _lycoris_names(config: RunConfig, draft: Draft, cost: ModelCost) -> Iterator[Problem]:
+    """Name patterns of a LyCORIS file that match no layer; classes were checked with the file itself."""
+    choice = config.lycoris.apply_preset if config.lycoris is not None else None
+    for pattern in (*choice.target_name, *choice.name_algo_map) if choice is not None else ():
+        if not any(_named_by(pattern, name) for name in cost.linear_layers):
+            yield Problem(
+                f"the LyCORIS name pattern '{pattern}' matches no layer",
+                f"Names are such as transformer_blocks.0.{known_endings(cost.linear_layers)[6]}",
+                "Correct or remove it in the LyCORIS file",
+                draft.place("lycoris_config"),
+            )
+
+
+def _named_by(pattern: str, name: str) -> bool:
+    if fnmatch.fnmatchcase(name, pattern):
+        return True
+    try:
+        return re.search(pattern, name) is not None
+    except re.error:
+        return False

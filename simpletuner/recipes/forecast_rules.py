@@ -1,0 +1,119 @@
+"""What a forecast gives reason to say: no room on the disk or the card, weeks, mostly validation, many passes.
+
+Pure functions from a forecast to findings; each names the option to change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from simpletuner.config.catalogs.cards import CardRow
+from simpletuner.config.run_config import RunConfig
+from simpletuner.core.errors import Problem, Severity
+from simpletuner.events.wording import told_size
+from simpletuner.recipes.disk_plan import check_disk
+from simpletuner.recipes.forecast import CardForecast, Forecast
+
+DAY_SECONDS = 24 * 3600.0
+LONG_SECONDS = 3 * DAY_SECONDS
+LARGE_VALIDATION_SHARE = 0.25
+MANY_EPOCHS = 1000
+
+
+def check_forecast(forecast: Forecast, config: RunConfig, reference: CardForecast | None) -> Iterator[Problem]:
+    """Findings of the plan rules: disk, memory, validation's share, runs of weeks, passes over the data.
+
+    Args:
+        forecast: The forecast.
+        config: Where the options stand.
+        reference: The card whose times and memory count; None skips what depends on a card.
+    """
+    yield from check_disk(forecast.disk)
+    yield from _passes(forecast, config)
+    if reference is not None:
+        yield from _duration(forecast, config, reference)
+        yield from _share(forecast, config, reference)
+        yield from _room(reference)
+
+
+def _duration(forecast: Forecast, config: RunConfig, reference: CardForecast) -> Iterator[Problem]:
+    seconds, steps = reference.times.training, forecast.length.steps
+    if seconds is None or not steps or seconds < LONG_SECONDS:
+        return
+    fitting = 10 ** math.floor(math.log10(max(DAY_SECONDS / (seconds / steps), 1.0)))
+    yield Problem(
+        f"{steps:,} steps at this pace: about {seconds / DAY_SECONDS:.0f} days on {_article(reference.card)}",
+        f"Estimate: {reference.times.step or 0.0:.2g} s per step",
+        f"Lower max_train_steps ({fitting:,} are less than a day), train_batch_size, or the clips' size and length",
+        _place(config, "max_train_steps"),
+        Severity.WARNING,
+    )
+
+
+def _share(forecast: Forecast, config: RunConfig, reference: CardForecast) -> Iterator[Problem]:
+    share = reference.times.validation_share
+    if share <= LARGE_VALIDATION_SHARE or not reference.times.step:
+        return
+    wanted = math.ceil(reference.times.validation_each / reference.times.step * 4 / 50) * 50
+    yield Problem(
+        f"validation takes about {share:.0%} of the time: {forecast.length.validations} times {_videos(forecast)}",
+        "More than a quarter is rarely worth it",
+        f"Raise validation_step_interval to about {wanted}, or lower validation_num_video_frames, or use fewer prompts",
+        _place(config, "validation_step_interval"),
+        Severity.WARNING,
+    )
+
+
+def _room(reference: CardForecast) -> Iterator[Problem]:
+    memory = reference.memory
+    if memory.verdict == "fits":
+        return
+    tight = memory.verdict == "tight"
+    yield Problem(
+        f"{memory.peak_phase} needs about {told_size(memory.peak_bytes)} on {_article(reference.card)}, which has "
+        f"{told_size(memory.limit_bytes)}",
+        "It may not fit" if tight else "It does not fit",
+        _smaller(memory.peak_phase),
+        "memory",
+        Severity.NOTE if tight else Severity.WARNING,
+    )
+
+
+def _smaller(phase: str) -> str:
+    return {
+        "training": "Lower train_batch_size, the clips' frames or resolution, or set gradient_checkpointing to true",
+        "encoding clips": "Set vae_enable_tiling to true, or lower the clips' frames or resolution",
+        "encoding captions": "Encode the captions on a machine with more memory; a cache can be copied",
+        "validation": "Lower validation_resolution or validation_num_video_frames, or set vae_enable_tiling to true",
+    }[phase]
+
+
+def _passes(forecast: Forecast, config: RunConfig) -> Iterator[Problem]:
+    epochs = forecast.length.epochs
+    if epochs is None or epochs <= MANY_EPOCHS:
+        return
+    yield Problem(
+        f"each clip is trained about {epochs:,.0f} times",
+        "A small data set is learnt by heart long before",
+        "Lower max_train_steps and watch the validation videos, or add clips",
+        _place(config, "max_train_steps"),
+        Severity.NOTE,
+    )
+
+
+def _place(config: RunConfig, name: str) -> str:
+    """Where an option stands; its name when nobody wrote it."""
+    origin = config.origins.get(name, "default")
+    return name if origin.startswith("default") else origin
+
+
+def _videos(forecast: Forecast) -> str:
+    count = forecast.length.videos_each
+    return f"{count} video{'s' if count != 1 else ''}"
+
+
+def _article(card: CardRow) -> str:
+    if card.per_core:
+        return f"this machine's {card.label}"
+    return f"an {card.label}" if card.label.startswith(("A", "H", "L", "R")) else f"a {card.label}"

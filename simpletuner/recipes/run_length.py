@@ -1,0 +1,227 @@
+"""How long a run is and what it is made of: buckets, epochs and steps, checkpoints, validations. Counts only.
+
+Everything follows from the configuration and the survey of the data; no torch, no clock. Next stop:
+`forecast.py`, which says what it costs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from simpletuner.config.catalogs.families import FAMILIES
+from simpletuner.config.run_config import RunConfig
+from simpletuner.data.sample import BucketKey, LeftOut, Sample
+
+if TYPE_CHECKING:
+    from simpletuner.recipes.survey import Survey
+
+
+@dataclass(frozen=True)
+class BucketLine:
+    """One bucket of the data plan.
+
+    Attributes:
+        bucket: Its shape.
+        files: Files with samples in it.
+        windows: Samples; one file may give several.
+        draws: Uses of samples per epoch.
+        latent_shape: [C, F, H, W] of one sample.
+        tokens: Latent cells of one sample.
+        batches: Batches per epoch.
+        batch_size: Most samples in one batch.
+    """
+
+    bucket: BucketKey
+    files: int
+    windows: int
+    draws: int
+    latent_shape: tuple[int, int, int, int]
+    tokens: int
+    batches: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """The data of a run.
+
+    Attributes:
+        buckets: In order of their size.
+        left_out: One line per reason.
+        left_out_count: Files and samples that are not trained.
+        notes: What was changed to fill batches, and what was noticed while reading.
+        captions: Different captions.
+        samples: All trained samples.
+        is_assumed: Whether the clips were not read and one bucket of the wanted size stands in for them.
+        batches_per_epoch: Over all buckets.
+        steps_per_epoch: Optimizer steps.
+    """
+
+    buckets: tuple[BucketLine, ...]
+    left_out: tuple[str, ...]
+    left_out_count: int
+    notes: tuple[str, ...]
+    captions: tuple[str, ...]
+    samples: tuple[Sample, ...]
+    batches_per_epoch: int
+    steps_per_epoch: int
+    is_assumed: bool = False
+
+    @property
+    def draws(self) -> int:
+        """Uses of samples per epoch."""
+        return sum(line.draws for line in self.buckets)
+
+    @property
+    def windows(self) -> int:
+        """Samples over all buckets."""
+        return sum(line.windows for line in self.buckets)
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """A run in numbers.
+
+    Attributes:
+        steps: Optimizer steps; None where epochs decide and the data are not known.
+        epochs: Passes over the data; None without data.
+        samples_per_step: Clips in one optimizer step at most.
+        checkpoints: Checkpoints written.
+        checkpoints_kept: Of them at the end.
+        validations: Times validation videos are made, the base model's included.
+        videos_each: Videos per validation.
+    """
+
+    steps: int | None
+    epochs: float | None
+    samples_per_step: int
+    checkpoints: int
+    checkpoints_kept: int
+    validations: int
+    videos_each: int
+
+
+ASSUMED_FRAMES = 121  # of a clip whose data set names no number
+
+
+def plan_data(config: RunConfig, survey: Survey) -> DataPlan:
+    """The data plan of a survey."""
+    # Imported here so that a plan without data starts without NumPy.
+    from simpletuner.data.batch_rules import group_samples, measure_epoch
+    from simpletuner.data.buckets import draws_per_epoch
+    from simpletuner.data.notes import summarize_reasons
+    from simpletuner.recipes.survey import batch_rules
+
+    grid = FAMILIES[str(config.model.model_family)].grid
+    rules = batch_rules(config)
+    lines = []
+    for group in group_samples(survey.samples, rules):
+        shape = grid.latent_shape(group.bucket.width, group.bucket.height, group.bucket.num_frames)
+        draws = draws_per_epoch(group.members)
+        lines.append(
+            BucketLine(
+                bucket=group.bucket,
+                files=len({(sample.dataset, sample.path) for sample in group.members}),
+                windows=len(group.members),
+                draws=draws,
+                latent_shape=shape,
+                tokens=math.prod(shape[1:]),
+                batches=math.ceil(draws / group.capacity),
+                batch_size=group.capacity,
+            )
+        )
+    reasons = summarize_reasons([*survey.found.left_out, *_pruned(survey)])
+    epoch = measure_epoch(survey.samples, rules)
+    return DataPlan(
+        buckets=tuple(lines),
+        left_out=tuple(reasons),
+        left_out_count=len(survey.found.left_out) + len(_pruned(survey)),
+        notes=tuple(survey.found.notes),
+        captions=tuple(dict.fromkeys(caption for sample in survey.samples for caption in sample.captions)),
+        samples=survey.samples,
+        batches_per_epoch=epoch.batches,
+        steps_per_epoch=epoch.steps,
+    )
+
+
+def assume_data(config: RunConfig) -> DataPlan | None:
+    """A data plan for clips that were not read: one full batch per data set, square and of the wanted size.
+
+    Enough for the cost of a step; None without a data set.
+    """
+    grid = FAMILIES[str(config.model.model_family)].grid
+    lines = []
+    for entry in config.datasets:
+        size = (entry.resolution * 1e6) ** 0.5 if entry.resolution_type == "area" else entry.resolution
+        edge = max(int(size) // grid.spatial, 1) * grid.spatial
+        wanted = 1 if entry.dataset_type == "image" else entry.video.num_frames or ASSUMED_FRAMES
+        frames = max(wanted - 1, 0) // grid.temporal * grid.temporal + 1
+        shape = grid.latent_shape(edge, edge, frames)
+        batch = entry.train_batch_size or config.schedule.train_batch_size
+        lines.append(BucketLine(BucketKey(edge, edge, frames), 0, 0, batch, shape, math.prod(shape[1:]), 1, batch))
+    if not lines:
+        return None
+    return DataPlan(tuple(lines), (), 0, (), (), (), len(lines), 0, is_assumed=True)
+
+
+def plan_length(config: RunConfig, data: DataPlan | None) -> RunLength:
+    """Steps, epochs, checkpoints and validations of the run."""
+    schedule, per_epoch = config.schedule, data.steps_per_epoch if data is not None else 0
+    steps: int | None = schedule.max_train_steps or None
+    if steps is None and per_epoch:
+        steps = schedule.num_train_epochs * per_epoch or None
+    limit = config.checkpoint.checkpoints_total_limit
+    checkpoints = times_due(steps or 0, config.checkpoint.checkpoint_step_interval)
+    videos = _videos_each(config)
+    return RunLength(
+        steps=steps,
+        epochs=steps / per_epoch if steps and per_epoch else None,
+        samples_per_step=_samples_per_step(config, data),
+        checkpoints=checkpoints,
+        checkpoints_kept=min(checkpoints, limit) if limit else checkpoints,
+        validations=_validations(config, steps or 0) if videos else 0,
+        videos_each=videos,
+    )
+
+
+def times_due(steps: int, every: int) -> int:
+    """How often work is due that recurs `every` steps and after the last one; see `training/due.py`."""
+    if steps <= 0:
+        return 0
+    return math.ceil(steps / every) if every > 0 else 1
+
+
+def video_sizes(config: RunConfig) -> Sequence[tuple[int, int]]:
+    """(width, height) of the validation videos; empty where the option cannot be read."""
+    try:
+        return config.validation.resolutions
+    except ValueError:
+        return ()  # told by the rule about validation_resolution
+
+
+def _samples_per_step(config: RunConfig, data: DataPlan | None) -> int:
+    largest = max((line.batch_size for line in data.buckets), default=0) if data else 0
+    return (largest or config.schedule.train_batch_size) * config.schedule.gradient_accumulation_steps
+
+
+def _validations(config: RunConfig, steps: int) -> int:
+    settings = config.validation
+    extra = (not settings.disable_benchmark) + settings.validation_on_startup
+    return times_due(steps, settings.validation_step_interval) + extra
+
+
+def _videos_each(config: RunConfig) -> int:
+    return 0 if config.validation.validation_disable else len(config.prompts) * len(video_sizes(config))
+
+
+def _pruned(survey: Survey) -> list[LeftOut]:
+    """Samples whose bucket cannot fill a batch."""
+    kept = {(sample.dataset, sample.path) for sample in survey.samples}
+    return [
+        LeftOut(sample.dataset, sample.path, f"bucket {sample.bucket} holds fewer samples than one batch")
+        for sample in survey.found.samples
+        if (sample.dataset, sample.path) not in kept
+    ]

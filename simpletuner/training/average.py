@@ -1,0 +1,102 @@
+"""Running averages of the trained weights (EMA), which often generate better than the last ones.
+
+The averages are float32 whatever the weights are. They can stand in for the weights while videos are
+made or files are written; the trained weights come back bit for bit, also after an exception.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from simpletuner.config.sections.average import AverageSection
+from simpletuner.core.errors import UserError
+from simpletuner.maths.ema import average_into, decay_at
+
+
+class WeightAverage:
+    """Float32 averages of named parameters."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], settings: AverageSection, device: torch.device) -> None:
+        """Start from the weights as they are.
+
+        Args:
+            parameters: The trained parameters by name.
+            settings: Memory, interval and place of the averages.
+            device: The computing device, used where `ema_device` is "accelerator".
+        """
+        self._parameters = dict(parameters)
+        self._settings = settings
+        self._device = device if settings.ema_device == "accelerator" else torch.device("cpu")
+        self.updates = 0
+        self._averages = {
+            name: parameter.detach().to(self._device, torch.float32, copy=True)
+            for name, parameter in self._parameters.items()
+        }
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """What shapes the average; a change is taken on a resumed run and told."""
+        settings = self._settings
+        return {
+            "ema_decay": settings.ema_decay,
+            "ema_update_interval": settings.ema_update_interval,
+            "ema_warmup_steps": settings.ema_warmup_steps,
+        }
+
+    @property
+    def horizon_steps(self) -> float:
+        """Optimizer steps over which the average remembers: interval / (1 - decay)."""
+        return self._settings.ema_update_interval / (1.0 - self._settings.ema_decay)
+
+    def update(self, step: int) -> None:
+        """Take in the weights after optimizer step `step` (from 1), if it is time."""
+        interval = self._settings.ema_update_interval
+        if step % interval:
+            return
+        # The option counts optimizer steps, the average counts its updates.
+        warmup = -(-self._settings.ema_warmup_steps // interval)
+        decay = decay_at(self.updates, self._settings.ema_decay, warmup)
+        weights = [self._parameters[name].detach().to(self._device) for name in self._averages]
+        average_into(list(self._averages.values()), weights, decay)
+        self.updates += 1
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """While open, the model computes with the averages."""
+        held = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+        try:
+            self._put(self._averages)
+            yield
+        finally:
+            self._put(held)
+
+    def _put(self, tensors: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(tensors[name])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Copies of the averages on the CPU, float32."""
+        return {name: average.to("cpu", copy=True).contiguous() for name, average in self._averages.items()}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor], updates: int) -> None:
+        """Continue from saved averages, exactly.
+
+        Raises:
+            UserError: If they belong to other parameters.
+        """
+        if {name: tensor.shape for name, tensor in tensors.items()} != {
+            name: average.shape for name, average in self._averages.items()
+        }:
+            raise UserError(
+                "the saved averages belong to other weights",
+                "Averages continue only over the same trained layers",
+                "Continue with the adapter of the saved run, or switch use_ema off",
+            )
+        for name, average in self._averages.items():
+            average.copy_(tensors[name])
+        self.updates = updates

@@ -1,0 +1,149 @@
+"""Every storage format: near the original, smaller, and deaf to no gradient; adapters learn through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from simpletuner.config.catalogs.precisions import PRECISIONS
+from simpletuner.config.lycoris_file import LycorisFile
+from simpletuner.config.sections.adapter import AdapterSection
+from simpletuner.config.sections.memory import MemorySection
+from simpletuner.config.sections.model import ModelSection
+from simpletuner.config.sections.optimizer import OptimizerSection
+from simpletuner.config.sections.precision import PrecisionSection
+from simpletuner.config.sections.schedule import ScheduleSection
+from simpletuner.core.errors import UserError
+from simpletuner.models.ltxvideo.family import FAMILY
+from simpletuner.training.build import Trainable, build_trainable
+from simpletuner.training.self_test import refuse_deaf_layers
+
+CPU = torch.device("cpu")
+PACKAGES = {"quanto": "optimum.quanto", "torchao": "torchao", "bnb": "bitsandbytes"}
+LOKR = LycorisFile(algo="lokr", multiplier=1.0, linear_alpha=1, full_matrix=True, factor=4)
+# Proven in the default run for one format of each package; the others take the same path.
+EVERY_DAY = ("int8-quanto", "fp8-torchao", "nf4-bnb")
+
+
+def by_price(names: list[str]) -> list[Any]:
+    return [name if name in EVERY_DAY else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+QUANTIZED = [name for name, row in ((name, PRECISIONS[name]) for name in PRECISIONS) if row.target]
+
+
+@pytest.fixture(scope="module")
+def source(miniature: Path) -> Any:
+    return FAMILY.resolve(ModelSection(pretrained_model_name_or_path=str(miniature)))
+
+
+@pytest.fixture
+def build(source: Any) -> Callable[..., Trainable]:
+    def make(precision: str, lycoris: LycorisFile | None = None, via: str = "cpu") -> Trainable:
+        row = PRECISIONS[precision]
+        if row.extra:
+            pytest.importorskip(PACKAGES[row.extra])
+        config = SimpleNamespace(
+            model=ModelSection(),
+            adapter=AdapterSection(lora_type="lycoris" if lycoris else "standard", lora_rank=4),
+            lycoris=lycoris,
+            precision=PrecisionSection(base_model_precision=precision, quantize_via=via),
+            memory=MemorySection(),
+            optimizer=OptimizerSection(),
+            schedule=ScheduleSection(),
+        )
+        try:
+            return build_trainable(FAMILY, source, config, CPU)  # type: ignore[arg-type]
+        except UserError as error:
+            if "kernel could not be built" in str(error):
+                pytest.skip("Quanto cannot compile its 4-bit kernel here")
+            raise
+
+    return make
+
+
+def predict(trainable: Trainable, source: Any) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    channels, width = FAMILY.input_widths(trainable.transformer)
+    return FAMILY.predict(
+        trainable.transformer, source, torch.randn(1, channels, 2, 2, 3, generator=generator), torch.tensor([0.6]),
+        torch.randn(1, 8, width, generator=generator), torch.ones(1, 8, dtype=torch.bool), torch.tensor([25.0]),
+    )  # fmt: skip
+
+
+def bytes_of_blocks(transformer: nn.Module) -> int:
+    return sum(
+        parameter.untyped_storage().nbytes() if type(parameter.data) is Tensor else inner_bytes(parameter)
+        for name, parameter in transformer.named_parameters()
+        if "transformer_blocks" in name and "lora" not in name and name.endswith("weight") and parameter.dim() == 2
+    )
+
+
+def inner_bytes(parameter: nn.Parameter) -> int:
+    names, _ = parameter.__tensor_flatten__()  # type: ignore[attr-defined]
+    total = 0
+    for name in names:
+        inner = getattr(parameter, name)
+        total += (
+            inner_bytes(inner) if type(inner) is not Tensor and hasattr(inner, "__tensor_flatten__") else inner.nbytes
+        )
+    return total
+
+
+@pytest.mark.parametrize("precision", by_price(QUANTIZED))
+def test_near_the_original_and_smaller(build: Callable[..., Trainable], source: Any, precision: str) -> None:
+    plain, stored = build("no_change"), build(precision)
+    with torch.no_grad():
+        before, after = predict(plain, source), predict(stored, source)
+    limit = 0.05 if "4" in precision else 0.02
+    assert 0 < ((after - before).norm() / before.norm()).item() < limit
+    share = bytes_of_blocks(stored.transformer) / bytes_of_blocks(plain.transformer)
+    assert share < 0.62
+
+
+@pytest.mark.parametrize("adapter", ["lora", "lokr"])
+@pytest.mark.parametrize("precision", by_price(QUANTIZED))
+def test_every_adapted_layer_learns(build: Callable[..., Trainable], source: Any, precision: str, adapter: str) -> None:
+    trainable = build(precision, LOKR if adapter == "lokr" else None)
+    refuse_deaf_layers(trainable, FAMILY, source, precision)
+    assert all(parameter.grad is None for parameter in trainable.parameters.values())
+    assert {parameter.dtype for parameter in trainable.parameters.values()} == {torch.bfloat16}
+    base = [
+        p
+        for n, p in trainable.transformer.named_parameters()
+        if id(p) not in set(map(id, trainable.parameters.values()))
+    ]
+    assert not any(parameter.requires_grad for parameter in base)
+    with torch.no_grad():
+        for parameter in trainable.parameters.values():
+            parameter.add_(0.05)
+        trained = predict(trainable, source)
+        with trainable.plain_weights():
+            plain = predict(trainable, source)
+    assert not torch.allclose(trained, plain, atol=1e-3)
+    with torch.no_grad():
+        assert torch.equal(plain, predict(build(precision), source))
+
+
+def test_a_format_without_gradient_is_refused(build: Callable[..., Trainable], source: Any) -> None:
+    ao = pytest.importorskip("torchao.quantization")
+    trainable = build("no_change")
+    ao.quantize_(
+        trainable.transformer, ao.Int8DynamicActivationInt8WeightConfig(),
+        filter_fn=lambda module, name: isinstance(module, nn.Linear) and name.endswith("base_layer"),
+    )  # fmt: skip
+    with pytest.raises(UserError, match="no usable gradient reaches") as caught:
+        refuse_deaf_layers(trainable, FAMILY, source, "int8dq-torchao")
+    assert "would not be trained" in str(caught.value)
+
+
+def test_both_places_of_quantization_agree(build: Callable[..., Trainable], source: Any) -> None:
+    with torch.no_grad():
+        one, other = (predict(build("int8-quanto", via=via), source) for via in ("cpu", "accelerator"))
+    assert torch.equal(one, other)
