@@ -6,78 +6,43 @@ own section. `docs/walk.md` tells the same story with a link per stop.
 
 from __future__ import annotations
 
-import json
-import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-from simpletuner.caching.fingerprint import fingerprint
 from simpletuner.caching.latents import LatentCache
 from simpletuner.caching.prompts import PromptCache
-from simpletuner.config.catalogs.families import FAMILIES
 from simpletuner.config.run_config import RunConfig
-from simpletuner.core.errors import ExitCode, Severity, UserError
-from simpletuner.core.files import ensure_writable, sweep, write_json_atomic
+from simpletuner.core.errors import ExitCode, Severity
+from simpletuner.core.files import ensure_writable, sweep
 from simpletuner.data.batches import BatchStream
 from simpletuner.data.contact_sheet import draw_contact_sheet
 from simpletuner.events.run import Run, open_run
 from simpletuner.events.types import (
-    CheckpointSaved,
     Noticed,
     RunFinished,
     RunStarted,
-    StageFinished,
-    StageStarted,
 )
-from simpletuner.objectives.flow_matching import FlowMatching
 from simpletuner.recipes.bad_files import keep_damaged
 from simpletuner.recipes.encode import AutoencoderShelf, fill_caches
+from simpletuner.recipes.facts import early_facts, run_facts
+from simpletuner.recipes.loop import Outcome, run_session
 from simpletuner.recipes.plan import RunPlan, plan_run
+from simpletuner.recipes.session import Session
 from simpletuner.recipes.story import tell_plan, tell_training
 from simpletuner.recipes.survey import batch_rules, check_sizes
-from simpletuner.runtime.host import Host, find_host, release_memory
+from simpletuner.runtime.host import Host, find_host
 from simpletuner.runtime.lock import hold_folder
-from simpletuner.runtime.signals import StopRequest, stop_on_signals
-from simpletuner.training.build import Trainable, build_trainable
+from simpletuner.runtime.signals import stop_on_signals
+from simpletuner.training.build import build_trainable
 from simpletuner.training.checkpoint import (
     check_facts,
-    prune_checkpoints,
     restore,
-    save_average,
-    save_checkpoint,
 )
-from simpletuner.training.due import is_due
-from simpletuner.training.fit import fit
 from simpletuner.training.self_test import refuse_deaf_layers
 from simpletuner.training.state import TrainState
-from simpletuner.validation.generate import VIDEO_FOLDER, Weights, generate_videos, video_name
+from simpletuner.validation.generate import VIDEO_FOLDER
 from simpletuner.validation.report import write_report
 
-WORTH_TELLING = 0.01  # share of the time spent waiting for data that is told
-
-Outcome = Literal["finished", "stopped"]
-
 ADVICE = "Open the report in a browser; a larger max_train_steps trains on from here."
-
-
-@dataclass(frozen=True)
-class Session:
-    """What the loop and everything around it share."""
-
-    config: RunConfig
-    plan: RunPlan
-    host: Host
-    run: Run
-    prompts: PromptCache
-    autoencoders: AutoencoderShelf
-    trainable: Trainable
-    state: TrainState
-    batches: BatchStream
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.config.checkpoint.output_dir)
 
 
 def train_from_config(config: RunConfig, advice: str = ADVICE) -> int:
@@ -126,7 +91,7 @@ def open_plan(config: RunConfig, host: Host, run: Run) -> RunPlan:
     plan = plan_run(config, run.emit)
     run.emit(RunStarted(run.name, str(run.folder), str(plan.checkpoint or "")))
     if plan.checkpoint is not None:
-        check_facts(plan.checkpoint, _early_facts(config, plan))
+        check_facts(plan.checkpoint, early_facts(config, plan))
     tell_plan(config, plan, host, run.emit)
     return plan
 
@@ -158,226 +123,12 @@ def begin_session(
         refuse_deaf_layers(trainable, plan.family, plan.source, config.precision.base_model_precision)
     state = TrainState.begin(trainable, batches, config, total_steps)
     if plan.checkpoint is not None:
-        for sentence in restore(state, plan.checkpoint, _run_facts(config, plan)):
+        for sentence in restore(state, plan.checkpoint, run_facts(config, plan)):
             run.emit(Noticed("note", sentence))
     if warning := state.learning_rate.warning():
         run.emit(Noticed("warning", warning))
     tell_training(config, samples, caches, state, batches, run.emit)
     return Session(config, plan, host, run, prompts, autoencoders, trainable, state, batches)
-
-
-def run_session(session: Session, stop: StopRequest) -> Outcome:
-    """Train until the last step or until somebody asks to stop; leaves adapter and videos behind."""
-    config, run, state = session.config, session.run, session.state
-    total = state.total_steps
-    if state.step >= total:
-        complete_outputs(session)
-        return "finished"
-    if not (config.validation.disable_benchmark or config.validation.validation_disable):
-        generate_base_videos(session)
-    if config.validation.validation_on_startup:
-        validate_trained(session)
-
-    def saves(step: int) -> bool:
-        return is_due(step, config.checkpoint.checkpoint_step_interval, total)
-
-    def validates(step: int) -> bool:
-        return is_due(step, config.validation.validation_step_interval, total)
-
-    started, saved = time.monotonic(), state.step
-    stop.patient = True
-    run.emit(StageStarted("train", "Training", total, "steps", state.step))
-    objective = FlowMatching(session.plan.family, session.plan.source, config.flow, config.schedule.seed)
-    for done in fit(state, objective, stop=stop, settles=lambda step: saves(step) or validates(step)):
-        run.emit(done)
-        if saves(done.step):
-            saved = save(session)
-        if done.step == total:
-            export(session)
-        if validates(done.step) and not stop():
-            validate_trained(session)
-    run.emit(StageFinished("train", state.step, seconds := time.monotonic() - started, _told_wait(session, seconds)))
-    if saved != state.step:
-        save(session)
-    stop.patient = False
-    return "finished" if state.step >= total else "stopped"
-
-
-def _told_wait(session: Session, seconds: float) -> str:
-    """How long the loop waited for data; empty when that is not worth a word."""
-    waited = session.batches.waited_seconds
-    return f"waited {waited:.1f} s for data" if seconds > 0 and waited / seconds > WORTH_TELLING else ""
-
-
-def save(session: Session) -> int:
-    """Write a checkpoint, remove the oldest beyond the limit; returns the step saved."""
-    started = time.monotonic()
-    step = session.state.step
-    path = save_checkpoint(session.state, session.folder, facts=_run_facts(session.config, session.plan))
-    prune_checkpoints(session.folder, session.config.checkpoint.checkpoints_total_limit, keep=path)
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    session.run.emit(CheckpointSaved(step, str(path), time.monotonic() - started, size))
-    return step
-
-
-def complete_outputs(session: Session) -> None:
-    """Make what a run that is trained to its end may lack: its adapter, its last videos.
-
-    Raises:
-        UserError: If the checkpoint is already beyond the end.
-    """
-    state = session.state
-    if state.step > state.total_steps:
-        raise UserError(
-            f"the checkpoint is at step {state.step}, beyond the run's end at step {state.total_steps}",
-            "A run cannot go back",
-            "Raise max_train_steps, or continue from an earlier checkpoint in another output_dir",
-        )
-    session.run.emit(Noticed("note", f"nothing to train: step {state.step} of {state.total_steps} is done"))
-    # Always: what lies there may be missing its average, or be of an earlier end of the run.
-    export(session)
-    if not all(has_videos(session, weights) for weights in shown_weights(session.config)):
-        validate_trained(session)
-
-
-def export(session: Session) -> Path:
-    """Write the trained adapter where users look for it: the root of the run folder."""
-    path = _weights_path(session)
-    session.trainable.save_weights(path, _metadata(session))
-    if session.state.average is not None:
-        save_average(session.state, session.folder, _metadata(session))
-    return path
-
-
-def _weights_path(session: Session) -> Path:
-    return session.folder / session.trainable.adapter.weights_name
-
-
-def shown_weights(config: RunConfig) -> tuple[Weights, ...]:
-    """Which weights validation shows: trained, averaged, or both."""
-    if not config.average.use_ema:
-        return ("adapter",)
-    shown: dict[str, tuple[Weights, ...]] = {
-        "none": ("adapter",), "ema_only": ("ema",), "comparison": ("adapter", "ema")
-    }  # fmt: skip
-    return shown[config.average.ema_validation]
-
-
-def validate_trained(session: Session) -> None:
-    """Generate the validation videos of the run as it is now."""
-    for weights in shown_weights(session.config):
-        validate(session, weights)
-
-
-def validate(session: Session, weights: Weights) -> None:
-    """Generate the validation videos with these weights; a failure never stops training."""
-    config, plan = session.config, session.plan
-    if config.validation.validation_disable or not config.prompts:
-        return
-    generate_videos(
-        session.trainable.transformer,
-        session.state.wearing,
-        plan.family,
-        plan.source,
-        session.autoencoders,
-        session.prompts,
-        config.prompts,
-        config.validation,
-        step=session.state.step,
-        weights=weights,
-        frame_rate=config.data.framerate or FAMILIES[str(config.model.model_family)].frame_rate,
-        folder=session.folder / VIDEO_FOLDER,
-        emit=session.run.emit,
-    )
-    release_memory(session.host.device)
-
-
-def has_videos(session: Session, weights: Weights) -> bool:
-    """Whether every video of these weights at this step exists."""
-    settings, folder = session.config.validation, session.folder / VIDEO_FOLDER
-    step = 0 if weights == "base" else session.state.step
-    return all(
-        (folder / video_name(step, weights, prompt.nickname, width, height, settings.num_frames)).exists()
-        for prompt in session.config.prompts
-        for width, height in settings.resolutions
-    )
-
-
-def generate_base_videos(session: Session) -> None:
-    """Generate the base model's videos once; again when prompts, settings or the model have changed."""
-    facts = fingerprint(
-        {
-            "model": {part: session.plan.source.identity(part) for part in ("transformer", "autoencoder", "text")},
-            "prompts": [(entry.nickname, entry.prompt, entry.image) for entry in session.config.prompts],
-            "settings": session.config.validation.model_dump(mode="json"),
-            "frame_rate": session.config.data.framerate,
-            "precision": session.config.precision.model_dump(mode="json"),
-            "token_length": session.config.model.tokenizer_max_length,
-        }
-    )
-    record = session.folder / VIDEO_FOLDER / "base.json"
-    if record.exists() and json.loads(record.read_text()) == facts and has_videos(session, "base"):
-        return
-    if session.state.step and not session.trainable.adapter.keeps_base:
-        told = "the base model's videos are not made: its own weights have been trained since (model_type full)"
-        session.run.emit(Noticed("note", told))
-        return
-    validate(session, "base")
-    if has_videos(session, "base"):
-        write_json_atomic(record, facts)
-
-
-def _run_facts(config: RunConfig, plan: RunPlan) -> dict[str, Any]:
-    """What identifies the run in its checkpoints, beside the model's own facts."""
-    return {
-        "model": plan.source.identity("transformer"),
-        "release": plan.source.release,
-        "train_batch_size": config.schedule.train_batch_size,
-        "gradient_accumulation_steps": config.schedule.gradient_accumulation_steps,
-        "caption_dropout_probability": config.data.caption_dropout_probability,
-        **config.flow.model_dump(mode="json"),
-    }
-
-
-def _early_facts(config: RunConfig, plan: RunPlan) -> dict[str, Any]:
-    """The facts known before the model is loaded, so that a misfit shows before any encoding."""
-    return {
-        **_run_facts(config, plan),
-        "model_type": str(config.model.model_type),
-        **({} if config.model.model_type == "full" else _early_adapter_facts(config)),
-        "optimizer": config.optimizer.optimizer,
-        "seed": config.schedule.seed,
-    }
-
-
-def _early_adapter_facts(config: RunConfig) -> dict[str, Any]:
-    alpha = config.adapter.lora_alpha
-    return {
-        "lora_type": config.adapter.lora_type,
-        "lora_rank": config.adapter.lora_rank,
-        # An absent alpha follows the rank; one misfit is not told twice.
-        **({} if alpha is None else {"lora_alpha": float(alpha)}),
-        **(
-            {}
-            if config.lycoris is None
-            else {"lycoris_config": config.lycoris.model_dump(mode="json", exclude_none=True)}
-        ),
-    }
-
-
-def _metadata(session: Session) -> dict[str, str]:
-    """Facts about the training that travel in the adapter file; all values are texts."""
-    config, state = session.config, session.state
-    return {
-        "global_step": str(state.step),
-        "run_name": config.reporting.tracker_run_name,
-        "base_model": str(config.model.pretrained_model_name_or_path or session.plan.source.release),
-        "base_release": session.plan.source.release,
-        "learning_rate": str(config.schedule.learning_rate),
-        "optimizer": config.optimizer.optimizer,
-        "seed": str(config.schedule.seed),
-        "samples": str(len({sample.name for sample in session.plan.samples})),
-    }
 
 
 def _next_words(session: Session, outcome: Outcome, advice: str) -> str:

@@ -1,0 +1,62 @@
+"""What identifies a run: facts that its checkpoints compare, and facts that travel with its weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from simpletuner.config.run_config import RunConfig
+from simpletuner.recipes.plan import RunPlan
+from simpletuner.recipes.session import Session
+
+
+def run_facts(config: RunConfig, plan: RunPlan) -> dict[str, Any]:
+    """What identifies the run in its checkpoints, beside the model's own facts."""
+    return {
+        "model": plan.source.identity("transformer"),
+        "release": plan.source.release,
+        "train_batch_size": config.schedule.train_batch_size,
+        "gradient_accumulation_steps": config.schedule.gradient_accumulation_steps,
+        "caption_dropout_probability": config.data.caption_dropout_probability,
+        **config.flow.model_dump(mode="json"),
+    }
+
+
+def early_facts(config: RunConfig, plan: RunPlan) -> dict[str, Any]:
+    """The facts known before the model is loaded, so that a misfit shows before any encoding."""
+    return {
+        **run_facts(config, plan),
+        "model_type": str(config.model.model_type),
+        **({} if config.model.model_type == "full" else _early_adapter_facts(config)),
+        "optimizer": config.optimizer.optimizer,
+        "seed": config.schedule.seed,
+    }
+
+
+def _early_adapter_facts(config: RunConfig) -> dict[str, Any]:
+    alpha = config.adapter.lora_alpha
+    return {
+        "lora_type": config.adapter.lora_type,
+        "lora_rank": config.adapter.lora_rank,
+        # An absent alpha follows the rank; one misfit is not told twice.
+        **({} if alpha is None else {"lora_alpha": float(alpha)}),
+        **(
+            {}
+            if config.lycoris is None
+            else {"lycoris_config": config.lycoris.model_dump(mode="json", exclude_none=True)}
+        ),
+    }
+
+
+def weights_metadata(session: Session) -> dict[str, str]:
+    """Facts about the training that travel in the adapter file; all values are texts."""
+    config, state = session.config, session.state
+    return {
+        "global_step": str(state.step),
+        "run_name": config.reporting.tracker_run_name,
+        "base_model": str(config.model.pretrained_model_name_or_path or session.plan.source.release),
+        "base_release": session.plan.source.release,
+        "learning_rate": str(config.schedule.learning_rate),
+        "optimizer": config.optimizer.optimizer,
+        "seed": str(config.schedule.seed),
+        "samples": str(len({sample.name for sample in session.plan.samples})),
+    }

@@ -1,0 +1,35 @@
+"""What the loop and everything around it share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from simpletuner.caching.prompts import PromptCache
+from simpletuner.config.run_config import RunConfig
+from simpletuner.data.batches import BatchStream
+from simpletuner.events.run import Run
+from simpletuner.recipes.encode import AutoencoderShelf
+from simpletuner.recipes.plan import RunPlan
+from simpletuner.runtime.host import Host
+from simpletuner.training.build import Trainable
+from simpletuner.training.state import TrainState
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run between its set-up and its end."""
+
+    config: RunConfig
+    plan: RunPlan
+    host: Host
+    run: Run
+    prompts: PromptCache
+    autoencoders: AutoencoderShelf
+    trainable: Trainable
+    state: TrainState
+    batches: BatchStream
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.checkpoint.output_dir)
