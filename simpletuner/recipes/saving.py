@@ -32,4 +32,5 @@ def export(session: Session) -> Path:
 
 
 def weights_path(session: Session) -> Path:
+    """File or folder of the trained weights in the run folder."""
     return session.folder / session.trainable.adapter.weights_name

@@ -26,6 +26,7 @@ from simpletuner.recipes.encode import AutoencoderShelf, fill_caches
 from simpletuner.recipes.facts import early_facts, run_facts
 from simpletuner.recipes.loop import Outcome, run_session
 from simpletuner.recipes.plan import RunPlan, plan_run
+from simpletuner.recipes.saving import weights_path
 from simpletuner.recipes.session import Session
 from simpletuner.recipes.story import tell_plan, tell_training
 from simpletuner.recipes.survey import batch_rules, check_sizes
@@ -139,5 +140,5 @@ def _next_words(session: Session, outcome: Outcome, advice: str) -> str:
             return "No step was finished. Start the same command again."
         return f"Saved checkpoint-{session.state.step} in {folder}. Start the same command again to go on from there."
     label = "adapter" if session.trainable.adapter.keeps_base else "weights"
-    weights = f"{label}  {folder / session.trainable.adapter.weights_name}"
+    weights = f"{label}  {weights_path(session).resolve()}"
     return "\n".join((weights, f"report   {folder / 'report.html'}", advice))
