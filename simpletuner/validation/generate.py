@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -33,8 +33,8 @@ VIDEO_FOLDER = "validation_videos"  # inside the run folder
 Weights = Literal["base", "adapter", "ema"]
 # What generating one video may raise when it fails: no memory (a RuntimeError in torch) or a shape
 # the model refuses. Anything else is a fault of ours and keeps its traceback.
-_GENERATION_FAULTS = (RuntimeError, ValueError)
-_WRITING_FAULTS = (UserError, OSError)
+GENERATION_FAULTS = (RuntimeError, ValueError)
+WRITING_FAULTS = (UserError, OSError)
 
 
 # Puts the named weights into the model while it is open.
@@ -42,10 +42,43 @@ Wearing = Callable[[Weights], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
-class _Job:
+class VideoJob:
+    """One video to make: what it shows, how large, from which noise, and where it goes.
+
+    Attributes:
+        prompt: Its text, its nickname in messages, and the picture it begins with, if any.
+        width, height: Pixels, multiples of the family's raster.
+        seed: Seed of the starting noise.
+        path: The file, ".mp4", or ".png" for one frame.
+    """
+
     prompt: ValidationPrompt
     width: int
     height: int
+    seed: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Studio:
+    """What makes videos: the model as it is, and everything around it.
+
+    Attributes:
+        transformer: The model with whatever it wears.
+        family, source: How to sample it.
+        prompts: Features of every prompt and of the negative prompt.
+        settings: Frames, steps, guidance and negative prompt.
+        frame_rate: Frames per second of the videos and of the positions the model is given.
+        model: Texts about the model that are written into each file, such as its release.
+    """
+
+    transformer: nn.Module
+    family: ModelFamily
+    source: Source
+    prompts: PromptCache
+    settings: ValidationSection
+    frame_rate: float
+    model: Mapping[str, Any] = field(default_factory=dict)
 
 
 def video_name(step: int, weights: Weights, nickname: str, width: int, height: int, num_frames: int) -> str:
@@ -102,7 +135,14 @@ def generate_videos(
     Returns:
         The videos that were written.
     """
-    jobs = [_Job(prompt, width, height) for width, height in settings.resolutions for prompt in prompts]
+    jobs = [
+        VideoJob(
+            prompt, width, height, settings.validation_seed,
+            folder / video_name(step, weights, prompt.nickname, width, height, settings.num_frames),
+        )
+        for width, height in settings.resolutions
+        for prompt in prompts
+    ]  # fmt: skip
     if not jobs:
         return []
     started = time.monotonic()
@@ -111,26 +151,18 @@ def generate_videos(
     made: list[VideoGenerated] = []
     try:
         autoencoder = load_autoencoder()
-    except (*_GENERATION_FAULTS, *_WRITING_FAULTS) as error:
-        emit(Noticed("error", f"no videos at step {step}: the autoencoder could not be loaded: {_reason(error)}"))
+    except (*GENERATION_FAULTS, *WRITING_FAULTS) as error:
+        emit(Noticed("error", f"no videos at step {step}: the autoencoder could not be loaded: {reason_of(error)}"))
         jobs = []
-    with _undisturbed(), torch.no_grad(), wearing(weights):
+    studio = Studio(transformer, family, source, prompt_cache, settings, frame_rate)
+    with wearing(weights):
         for number, job in enumerate(jobs):
-            on_step = _progress(number * settings.validation_num_inference_steps, job, emit)
-            begun = time.monotonic()
-            path = folder / video_name(step, weights, job.prompt.nickname, job.width, job.height, settings.num_frames)
             try:
-                request = _request(job, prompt_cache, settings, frame_rate)
-                frames = family.generate(transformer, source, autoencoder, request, on_step)
-                _write(path, frames, frame_rate)
-            except (*_GENERATION_FAULTS, *_WRITING_FAULTS) as error:
-                emit(Noticed("error", f"no video '{path.name}': {_reason(error)}. Training goes on."))
+                event = make_video(studio, autoencoder, job, number, step=step, weights=weights, emit=emit)
+            except (*GENERATION_FAULTS, *WRITING_FAULTS) as error:
+                emit(Noticed("error", f"no video '{job.path.name}': {reason_of(error)}. Training goes on."))
                 _release_memory()
                 continue
-            event = VideoGenerated(
-                step, weights, job.prompt.nickname, job.prompt.prompt, job.width, job.height, len(frames), frame_rate,
-                request.seed, str(path), time.monotonic() - begun,
-            )  # fmt: skip
             made.append(event)
             emit(event)
     autoencoder = None  # type: ignore[assignment]  # its memory belongs to training again
@@ -139,9 +171,42 @@ def generate_videos(
     return made
 
 
-def _request(job: _Job, prompt_cache: PromptCache, settings: ValidationSection, frame_rate: float) -> GenerationRequest:
-    embeds, mask = prompt_cache.read(job.prompt.prompt)
-    negative_embeds, negative_mask = prompt_cache.read(settings.validation_negative_prompt)
+def make_video(
+    studio: Studio,
+    autoencoder: Autoencoder,
+    job: VideoJob,
+    number: int,
+    *,
+    step: int,
+    weights: Weights,
+    emit: Callable[[Event], None],
+) -> VideoGenerated:
+    """Generate one video and write its file, with how it was made inside; random states stay as they were.
+
+    Args:
+        number: How many videos of the stage came before, for the progress.
+        step: Optimizer steps that the weights were trained for.
+
+    Raises:
+        RuntimeError, ValueError: If the model cannot make it: no memory, or a shape it refuses.
+        UserError, OSError: If its picture cannot be read, or the file cannot be written.
+    """
+    begun, settings = time.monotonic(), studio.settings
+    on_step = _progress(number * settings.validation_num_inference_steps, job, emit)
+    request = _request(job, studio)
+    with _undisturbed(), torch.no_grad():
+        frames = studio.family.generate(studio.transformer, studio.source, autoencoder, request, on_step)
+    _write(job.path, frames, studio.frame_rate, _recipe(job, studio, step, weights))
+    return VideoGenerated(
+        step, weights, job.prompt.nickname, job.prompt.prompt, job.width, job.height, len(frames), studio.frame_rate,
+        request.seed, str(job.path), time.monotonic() - begun,
+    )  # fmt: skip
+
+
+def _request(job: VideoJob, studio: Studio) -> GenerationRequest:
+    settings = studio.settings
+    embeds, mask = studio.prompts.read(job.prompt.prompt)
+    negative_embeds, negative_mask = studio.prompts.read(settings.validation_negative_prompt)
     image = job.prompt.image
     return GenerationRequest(
         prompt_embeds=embeds,
@@ -151,21 +216,41 @@ def _request(job: _Job, prompt_cache: PromptCache, settings: ValidationSection, 
         width=job.width,
         height=job.height,
         num_frames=settings.num_frames,
-        frame_rate=frame_rate,
+        frame_rate=studio.frame_rate,
         guidance=settings.validation_guidance,
         num_inference_steps=settings.validation_num_inference_steps,
-        seed=settings.validation_seed,
+        seed=job.seed,
         first_frame=read_first_frame(Path(image), job.width, job.height) if image else None,
     )
 
 
-def _write(path: Path, frames: Frames, frame_rate: float) -> None:
+def _recipe(job: VideoJob, studio: Studio, step: int, weights: Weights) -> dict[str, Any]:
+    """How the video was made, as it is written into its file."""
+    settings = studio.settings
+    return {
+        "prompt": job.prompt.prompt,
+        "negative_prompt": settings.validation_negative_prompt,
+        **({"image": Path(job.prompt.image).name} if job.prompt.image else {}),
+        "width": job.width,
+        "height": job.height,
+        "num_frames": settings.num_frames,
+        "frame_rate": studio.frame_rate,
+        "steps": settings.validation_num_inference_steps,
+        "guidance": settings.validation_guidance,
+        "seed": job.seed,
+        "weights": weights,
+        "trained_steps": step,
+        **studio.model,
+    }
+
+
+def _write(path: Path, frames: Frames, frame_rate: float, recipe: Mapping[str, Any]) -> None:
     if len(frames) > 1:
         write_still(poster_path(path), frames[len(frames) // 2])
-    write_video(path, frames, frame_rate)
+    write_video(path, frames, frame_rate, recipe)
 
 
-def _progress(offset: int, job: _Job, emit: Callable[[Event], None]) -> Callable[[int], None]:
+def _progress(offset: int, job: VideoJob, emit: Callable[[Event], None]) -> Callable[[int], None]:
     detail = f"{job.prompt.nickname} {job.width}x{job.height}"
     return lambda done: emit(StageAdvanced(STAGE, offset + done, detail))
 
@@ -180,7 +265,8 @@ def _told(weights: Weights, step: int) -> str:
     return {"base": "base model", "adapter": f"step {step}", "ema": f"step {step}, averaged weights"}[weights]
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """The first line of what an error says."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
 

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import errno
 import io
+import json
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 from av.error import FFmpegError
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from simpletuner.core.files import staged_file, write_atomic
 
@@ -29,14 +32,16 @@ _ENCODING = {
     # frames then give different files from one call to the next.
     "x264-params": "cpu-independent=1",
 }
+# The one name under which both mp4 players and readers of PNG show a text of any length.
+_RECIPE = "comment"
 _BT709 = 1  # ITU-T H.273 code of primaries, transfer and matrix alike
 
 
-def write_video(path: Path, frames: Frames, frame_rate: float) -> None:
+def write_video(path: Path, frames: Frames, frame_rate: float, recipe: Mapping[str, Any] | None = None) -> None:
     """Write frames uint8 [F, H, W, 3] (RGB) as an mp4 that plays at `frame_rate` frames per second.
 
     One frame becomes a PNG instead; `path` must then end in ".png". The file appears complete or
-    not at all.
+    not at all. `recipe`, how the video was made (JSON values), travels inside: see `read_recipe`.
 
     Raises:
         ValueError: If the frames have another shape, an odd size, or no rate.
@@ -46,22 +51,25 @@ def write_video(path: Path, frames: Frames, frame_rate: float) -> None:
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or len(frames) == 0:
         raise ValueError(f"a video needs frames uint8 [F, H, W, 3], not {frames.dtype} {frames.shape}")
     if len(frames) == 1:
-        write_still(path, frames[0])
+        write_still(path, frames[0], recipe)
         return
     if frame_rate <= 0 or frames.shape[1] % 2 or frames.shape[2] % 2:
         raise ValueError(f"an mp4 needs even sizes and a rate, not {frames.shape[2]}x{frames.shape[1]} at {frame_rate}")
     with staged_file(path) as staging:
-        _encode(staging, frames, frame_rate)
+        _encode(staging, frames, frame_rate, _as_text(recipe))
 
 
-def write_still(path: Path, frame: Frames) -> None:
-    """Write one frame uint8 [H, W, 3] as a PNG.
+def write_still(path: Path, frame: Frames, recipe: Mapping[str, Any] | None = None) -> None:
+    """Write one frame uint8 [H, W, 3] as a PNG, with how it was made inside.
 
     Raises:
         UserError: If the disk is full or closed to writing (exit code 6).
     """
     buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, format="PNG")
+    texts = PngImagePlugin.PngInfo()
+    if recipe:
+        texts.add_itxt(_RECIPE, _as_text(recipe))
+    Image.fromarray(frame).save(buffer, format="PNG", pnginfo=texts)
     write_atomic(path, buffer.getvalue())
 
 
@@ -87,11 +95,42 @@ def read_video(path: Path) -> tuple[Frames, float]:
     return np.stack(frames), rate
 
 
-def _encode(path: Path, frames: Frames, frame_rate: float) -> None:
+def read_recipe(path: Path) -> dict[str, Any]:
+    """How a video or still was made, as `write_video` was told; empty where the file does not say.
+
+    Raises:
+        OSError: If the file is missing.
+        ValueError: If it is no video and no picture.
+    """
+    if path.suffix == ".png":
+        with Image.open(path) as image:
+            text = str(image.info.get(_RECIPE, ""))
+    else:
+        try:
+            with av.open(str(path)) as container:
+                text = container.metadata.get(_RECIPE, "")
+        except FFmpegError as error:
+            if isinstance(error, OSError):
+                raise
+            raise ValueError(f"'{path}' holds no video ({error})") from error
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _as_text(recipe: Mapping[str, Any] | None) -> str:
+    return json.dumps(recipe, ensure_ascii=False) if recipe else ""
+
+
+def _encode(path: Path, frames: Frames, frame_rate: float, recipe: str = "") -> None:
     # Rates such as 23.976 and 29.97 are fractions over 1001.
     rate = Fraction(frame_rate).limit_denominator(1001)
     try:
         with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
+            if recipe:
+                container.metadata[_RECIPE] = recipe
             stream = container.add_stream("libx264", rate=rate, options=_ENCODING)
             stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
             context = stream.codec_context

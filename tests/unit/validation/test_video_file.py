@@ -14,7 +14,7 @@ from PIL import Image
 
 from simpletuner.core.errors import UserError
 from simpletuner.validation.comparison import compare_videos, draw_comparison, spread
-from simpletuner.validation.video_file import read_video, write_video
+from simpletuner.validation.video_file import read_recipe, read_video, write_video
 
 
 @pytest.fixture
@@ -126,3 +126,14 @@ def test_moments_are_spread_evenly() -> None:
 def test_videos_of_different_length_are_compared_where_both_are() -> None:
     picture = draw_comparison(np.zeros((9, 64, 64, 3), np.uint8), np.zeros((17, 64, 64, 3), np.uint8), 25.0, label="x")
     assert Image.open(io.BytesIO(picture)).format == "PNG"
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_a_file_says_how_it_was_made(tmp_path: Path, count: int) -> None:
+    recipe = {"prompt": 'a "cat" in 北京\n\\ and 100 %', "seed": 7, "guidance": 3.5, "adapters": [{"strength": 0.5}]}
+    frames = np.zeros((count, 32, 32, 3), np.uint8)
+    path = tmp_path / ("a.png" if count == 1 else "a.mp4")
+    write_video(path, frames, 12.0, recipe)
+    assert read_recipe(path) == recipe
+    write_video(path, frames, 12.0)
+    assert read_recipe(path) == {}
