@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -53,11 +53,11 @@ def test_nothing_heavy_is_loaded(words: list[str], code: int, tmp_path: Path, re
 
 
 def test_help_and_check_take_well_under_a_second(tmp_path: Path, repository: Path) -> None:
-    """Best of three, so that a busy machine does not fail it."""
+    """Counted in the processor's time, which other work on the machine does not change much."""
     for words in (["--help"], ["check", "--no-data", "--example", "quickstart"]):
-        best = 60.0
-        for _ in range(3):
-            begun = time.perf_counter()
+        spent = []
+        for _ in range(2):
+            before = os.times()
             subprocess.run(
                 [sys.executable, "-m", "simpletuner", *words],
                 capture_output=True,
@@ -65,5 +65,6 @@ def test_help_and_check_take_well_under_a_second(tmp_path: Path, repository: Pat
                 env=variables(repository),
                 check=False,
             )
-            best = min(best, time.perf_counter() - begun)
-        assert best < 1.5, words
+            after = os.times()
+            spent.append(after.children_user + after.children_system - before.children_user - before.children_system)
+        assert min(spent) < 1.5, words
