@@ -100,6 +100,9 @@ def _data(console: Console, forecast: Forecast) -> None:
     ]  # fmt: skip
     names = ("bucket", "files", "samples", "frames", "latents", "tokens", "draws", "batches", "of up to")
     _table(console, names, rows, numbers=range(1, 9))
+    if data.evaluation:
+        sets = len({sample.dataset for sample in data.evaluation})
+        _say(console, f"for evaluation: {len(data.evaluation)} samples in {sets} data set{'s' if sets != 1 else ''}")
     if data.left_out_count:
         _say(console, f"left out: {data.left_out_count}")
         for line in data.left_out:
@@ -256,7 +259,7 @@ def _forecast_document(forecast: Forecast) -> dict[str, Any]:
                 for line in data.buckets
             ],
             "is_assumed": data.is_assumed, "left_out": data.left_out_count, "reasons": data.left_out,
-            "captions": len(data.captions),
+            "captions": len(data.captions), "evaluation": len(data.evaluation),
             "batches_per_epoch": data.batches_per_epoch, "steps_per_epoch": data.steps_per_epoch,
         },
         "length": {

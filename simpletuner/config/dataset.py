@@ -13,6 +13,7 @@ from simpletuner.config.dataset_places import HubColumns, ParquetColumns, PlaceK
 from simpletuner.config.option import Section, option
 
 SPAN = "data sets that join or leave during a run"
+MediaKind = Literal["video", "image"]
 NOTHING_DELETED = "nothing is ever deleted: files that cannot be used are left out and reported"
 
 
@@ -94,6 +95,24 @@ class ClipDataset(PlaceKeys, CaptionKeys):
         return self._caption_filters
 
     @property
+    def is_evaluation(self) -> bool:
+        """Whether it is never trained: the loss on it is measured now and then."""
+        return self.dataset_type == "eval"
+
+    @property
+    def kinds(self) -> tuple[MediaKind, ...]:
+        """Kinds of files it takes; a set for evaluation takes clips and pictures."""
+        return ("video", "image") if self.dataset_type == "eval" else (self.dataset_type,)
+
+    @property
+    def unnamed_kind(self) -> MediaKind:
+        """What a file is taken for that has no name of its own, such as a row of a table."""
+        if self.dataset_type != "eval":
+            return self.dataset_type
+        only_pictures = "image_column" in self.model_fields_set and "video_column" not in self.model_fields_set
+        return "image" if only_pictures else "video"
+
+    @property
     def trains_i2v(self) -> bool:
         """Whether its clips may be given their first frame; a still picture has no second one."""
         return self.dataset_type == "video" and bool(self.video.is_i2v)
@@ -105,12 +124,12 @@ class ClipDataset(PlaceKeys, CaptionKeys):
         return copy
 
     id: str = option(..., "Unique name of the data set.", "数据集的唯一名称。", guide=True)
-    dataset_type: Literal["video", "image"] = option(
+    dataset_type: Literal["video", "image", "eval"] = option(
         "video",
-        "What the folder holds.",
-        "文件夹中的内容。",
+        "What the folder holds; `eval` holds clips or pictures that are never trained, on which the loss is measured.",
+        "文件夹中的内容；`eval` 是不参与训练、仅用于测量损失的视频或图片集。",
         guide=True,
-        planned_values={"eval": "evaluation sets", "conditioning": "conditioning data sets"},
+        planned_values={"conditioning": "conditioning data sets"},
     )
     type: PlaceType = option(
         "local", "Where the files are.", "文件所在位置。", guide=True, value_aliases={"parquet": "csv", "s3": "aws"},

@@ -35,7 +35,6 @@ INHERITED_COLUMNS = {"parquet_caption_column": "caption_column", "parquet_filena
 
 # Kinds of entries that exist elsewhere, and why they are not taken here.
 OTHER_KINDS: Mapping[str, str] = {
-    "eval": "Not built yet: evaluation sets",
     "conditioning": "Not built yet: conditioning data sets",
     "image_embeds": "Not built yet: separate stores for encoded clips (cache_dir_vae says where they go)",
     **dict.fromkeys(
@@ -43,7 +42,7 @@ OTHER_KINDS: Mapping[str, str] = {
         "It belongs to other model families",
     ),
 }
-KINDS = ("video", "image", "text_embeds", *OTHER_KINDS)
+KINDS = ("video", "image", "eval", "text_embeds")
 
 
 @dataclass
@@ -51,7 +50,8 @@ class DatasetFile:
     """What the file says.
 
     Attributes:
-        datasets: Usable clip and image sets with the caption filters of their stores; those with errors are absent.
+        datasets: Usable sets of clips and pictures, those for evaluation too, with the caption filters of their
+            stores; those with errors are absent.
         text_embeds: Stores of encoded captions.
         written: Id -> keys the person wrote ("resolution", "video.num_frames"), each with its place.
         places: Id -> where the entry stands.
@@ -209,10 +209,10 @@ def _kind_of(entry: Mapping[str, Any], result: DatasetFile, where: str) -> str |
         )
         return "video"
     kind = str(written).strip().lower()
-    if kind in ("video", "image", "text_embeds"):
+    if kind in KINDS:
         return kind
-    rule = OTHER_KINDS.get(kind, f"It must be one of: {', '.join(KINDS[:3])}")
-    fix = "Remove this entry, or set disabled: true" if kind in OTHER_KINDS else did_you_mean(kind, list(KINDS[:3]))
+    rule = OTHER_KINDS.get(kind, f"It must be one of: {', '.join(KINDS)}")
+    fix = "Remove this entry, or set disabled: true" if kind in OTHER_KINDS else did_you_mean(kind, list(KINDS))
     result.problems.append(Problem(f"dataset_type = {show(written)}", rule, fix, where))
     return None
 

@@ -31,6 +31,13 @@ HARMLESS = frozenset({
 })  # fmt: skip
 
 
+# Keys about how a set is drawn for training.
+ABOUT_DRAWING = (
+    "repeats", "probability", "train_batch_size", "disable_bucket_pruning", "start_epoch", "start_step", "end_epoch",
+    "end_step",
+)  # fmt: skip
+
+
 def check_datasets(file: DatasetFile, draft: Draft, name: str) -> list[Problem]:
     """All findings about the entries of the file called `name`."""
     problems: list[Problem] = []
@@ -46,12 +53,14 @@ def check_datasets(file: DatasetFile, draft: Draft, name: str) -> list[Problem]:
         problems.extend(_changes_of_captions(dataset, written, where))
         problems.extend(_table(dataset, written, where))
         problems.extend(_keys_of_other_types(dataset, written, where))
+        problems.extend(_evaluation(dataset, written, where))
     problems.extend(_shared_caches(file))
     problems.extend(check_stores(file.text_embeds, file.written, name))
     problems.extend(_idle_columns(file, draft))
     problems.extend(_overridden(file, draft))
     problems.extend(check_i2v(file, draft))
-    if not file.datasets and not any(problem.severity is Severity.ERROR for problem in file.problems):
+    trained = [dataset for dataset in file.datasets if not dataset.is_evaluation]
+    if not trained and not any(problem.severity is Severity.ERROR for problem in file.problems):
         problems.append(
             Problem("no data set to train", "At least one enabled entry must be of dataset_type video or image",
                     "Add one, or remove `disabled`", name)
@@ -203,6 +212,22 @@ def _keys_of_other_types(dataset: ClipDataset, written: frozenset[str], where: W
         if idle:
             yield Problem(f"{', '.join(idle)} has no effect with type '{dataset.type}'", f"Only type '{kind}' reads it",
                           f"Remove it, or set type to '{kind}'", where(idle[0]), Severity.WARNING)  # fmt: skip
+
+
+def _evaluation(dataset: ClipDataset, written: frozenset[str], where: Where) -> Iterator[Problem]:
+    """Keys about drawing for training, in a set that is never trained."""
+    if not dataset.is_evaluation:
+        return
+    idle = [
+        key
+        for key in ABOUT_DRAWING
+        if key in written and dataset.__dict__[key] != ClipDataset.model_fields[key].default
+    ]
+    idle += ["video.is_i2v"] if "video.is_i2v" in written and dataset.video.is_i2v else []
+    if idle:
+        yield Problem(f"{', '.join(idle)} {'has' if len(idle) == 1 else 'have'} no effect on an evaluation set",
+                      "It is never trained: each of its samples counts once, as text-to-video",
+                      "Remove it", where(idle[0]), Severity.WARNING)  # fmt: skip
 
 
 def _source_of_captions(dataset: ClipDataset, where: Where) -> Iterator[Problem]:

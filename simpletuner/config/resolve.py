@@ -318,7 +318,8 @@ def _build(
         for attribute, section in SECTIONS.items()
     }
     return RunConfig(
-        datasets=tuple(file.datasets),
+        datasets=tuple(dataset for dataset in file.datasets if not dataset.is_evaluation),
+        eval_datasets=tuple(dataset for dataset in file.datasets if dataset.is_evaluation),
         text_embeds=store,
         prompts=draft.prompts,
         origins={name: origins.get(name, "default") for name in table},

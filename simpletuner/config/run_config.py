@@ -49,6 +49,7 @@ class RunConfig:
 
     Attributes:
         datasets: Trained data sets, disabled ones removed, global defaults merged in, cache folders filled in.
+        eval_datasets: Those that are never trained, on which the loss is measured; made in the same way.
         text_embeds: Where encoded captions are kept; its `cache_dir` is always filled in.
         prompts: Validation prompts, the main one first.
         lycoris: What the LyCORIS file says; None unless `lora_type` is lycoris.
@@ -59,6 +60,7 @@ class RunConfig:
 
     datasets: tuple[ClipDataset, ...]
     text_embeds: TextEmbeds
+    eval_datasets: tuple[ClipDataset, ...] = ()
     prompts: tuple[ValidationPrompt, ...] = ()
     lycoris: LycorisFile | None = None
     webhooks: tuple[Webhook, ...] = ()
@@ -82,6 +84,11 @@ class RunConfig:
     auxiliary: AuxiliarySection = field(default_factory=AuxiliarySection)
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
     launch: LaunchSection = field(default_factory=LaunchSection)
+
+    @property
+    def all_datasets(self) -> tuple[ClipDataset, ...]:
+        """Every data set whose files are read and encoded, trained ones first."""
+        return (*self.datasets, *self.eval_datasets)
 
     def section(self, attribute: str) -> Section:
         """The section called `attribute` in the option table."""
@@ -107,6 +114,7 @@ class RunConfig:
         return {
             "options": options,
             "datasets": [_starred(dataset) for dataset in self.datasets],
+            "eval_datasets": [_starred(dataset) for dataset in self.eval_datasets],
             "text_embeds": self.text_embeds.model_dump(mode="json"),
             "prompts": [_told(prompt) for prompt in self.prompts],
             "notices": [str(notice) for notice in self.notices],

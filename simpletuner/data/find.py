@@ -158,7 +158,7 @@ class _Planner:
         dataset = self._shelf.dataset
         if isinstance(info, Unfit):
             raise info
-        if info.kind != dataset.dataset_type:
+        if info.kind not in dataset.kinds:
             shown = {"video": "a clip", "image": "a still picture"}
             raise Unfit(f"{shown[info.kind]} in a data set with dataset_type '{dataset.dataset_type}'")
         name = f"{dataset.id}/{path}"
@@ -178,7 +178,7 @@ class _Planner:
                 frames=self._shared(frames),
                 crop=self._shared(crop),
                 captions=captions,
-                repeats=dataset.repeats + 1,
+                repeats=1 if dataset.is_evaluation else dataset.repeats + 1,
                 part=part,
                 is_i2v=dataset.trains_i2v,
             )

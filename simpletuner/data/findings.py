@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from simpletuner.core.errors import Severity
@@ -92,6 +92,7 @@ def find_all(
     *,
     token_length: int,
     batch_size: int,
+    untrained: Collection[str] = (),
 ) -> tuple[Finding, ...]:
     """All findings, gravest first, then by kind and file.
 
@@ -103,6 +104,7 @@ def find_all(
         looks: What their frames show; empty if nobody looked.
         token_length: Tokens that a caption may have.
         batch_size: Clips per batch.
+        untrained: Ids of data sets for evaluation, which fill no batches.
     """
     findings = [
         *_unusable(left_out),
@@ -113,7 +115,7 @@ def find_all(
         *_near_duplicates(looks.near_duplicates(found, storages)),
         *_geometry(found),
         *_rates(trained),
-        *_buckets(found, trained, batch_size),
+        *_buckets([sample for sample in found if sample.dataset not in untrained], trained, batch_size),
     ]
     ranks = {severity: rank for rank, severity in enumerate(Severity)}
     return tuple(sorted(findings, key=lambda item: (ranks[item.severity], item.kind, item.dataset, item.path)))

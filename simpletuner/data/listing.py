@@ -9,14 +9,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from simpletuner.config.dataset import ClipDataset
+from simpletuner.config.dataset import ClipDataset, MediaKind
 from simpletuner.data.storage import Listing, Storage, StoredFile
 from simpletuner.runtime.seeds import stream_seed
 
 VIDEO_EXTENSIONS = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".gif", ".m4v"})
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tiff"})
 UNFINISHED_EXTENSIONS = frozenset({".part", ".crdownload", ".tmp", ".download"})
-EXTENSIONS = {"video": VIDEO_EXTENSIONS, "image": IMAGE_EXTENSIONS}
+EXTENSIONS: Mapping[MediaKind, frozenset[str]] = {"video": VIDEO_EXTENSIONS, "image": IMAGE_EXTENSIONS}
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,16 @@ def list_media(storage: Storage, dataset: ClipDataset) -> MediaListing:
     return MediaListing(tuple(chosen), unnameable, dict(ignored), found, len(files))
 
 
+def endings_of(dataset: ClipDataset) -> list[str]:
+    """Endings of the files that an entry asks for, those of clips first."""
+    return [ending for kind in dataset.kinds for ending in sorted(EXTENSIONS[kind])]
+
+
+def has_ending(path: str, kind: MediaKind) -> bool:
+    """Whether the file's name says that it is a clip, or a picture."""
+    return _ending(path) in EXTENSIONS[kind]
+
+
 def choose_files(files: Sequence[StoredFile], count: int | None, name: str) -> Sequence[StoredFile]:
     """A random part of `files` that stays the same from run to run, in their order.
 
@@ -80,10 +90,10 @@ def _ignored_kind(path: str, dataset: ClipDataset) -> str | None:
     extension = _ending(path)
     if extension in UNFINISHED_EXTENSIONS:
         return f"unfinished downloads ({extension})"
-    if extension in EXTENSIONS[dataset.dataset_type]:
-        return None
-    other = "image" if dataset.dataset_type == "video" else "video"
-    return f"{other} files" if extension in EXTENSIONS[other] else ""
+    kind = next((kind for kind, endings in EXTENSIONS.items() if extension in endings), None)
+    if kind is None:
+        return ""
+    return None if kind in dataset.kinds else f"{kind} files"
 
 
 def _ending(path: str) -> str:

@@ -12,7 +12,7 @@ from math import lcm
 from simpletuner.config.dataset import ClipDataset
 from simpletuner.core.errors import Problem
 from simpletuner.data.geometry import Raster, align, edge_of_area, frames_8k1, megapixels_of, requested_frames
-from simpletuner.data.listing import EXTENSIONS, MediaListing
+from simpletuner.data.listing import MediaListing, endings_of
 from simpletuner.data.sample import LeftOut, Sample, printable
 from simpletuner.data.storage import Storage
 
@@ -130,13 +130,13 @@ def no_samples(dataset: ClipDataset, storage: Storage, listing: MediaListing, le
     """The error about a data set of which nothing can be trained: what was found, and why it was left out."""
     total = len(listing.files) + len(listing.unnameable)
     if not total:
-        wanted = " ".join(sorted(EXTENSIONS[dataset.dataset_type]))
+        wanted, kind = " ".join(endings_of(dataset)), " or ".join(dataset.kinds)
         passed_over = ", ".join(f"{count} {kind}" for kind, count in listing.ignored.items())
         return Problem(
             f"dataset '{dataset.id}': no samples detected in dataset. "
-            f"The folder '{storage.place}' holds no {dataset.dataset_type} files"
+            f"The folder '{storage.place}' holds no {kind} files"
             + (f" ({passed_over} ignored)" if passed_over else ""),
-            f"A {dataset.dataset_type} data set looks for {wanted}, sub-folders included",
+            f"A data set of dataset_type '{dataset.dataset_type}' looks for {wanted}, sub-folders included",
             "Put files there, or correct instance_data_dir or dataset_type",
         )
     return Problem(

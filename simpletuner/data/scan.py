@@ -18,7 +18,7 @@ from typing import TypeVar
 from simpletuner.config.dataset import ClipDataset
 from simpletuner.core.errors import Problem, UserError
 from simpletuner.data.index import FileIndex, Media, is_lasting, open_index
-from simpletuner.data.listing import MediaListing
+from simpletuner.data.listing import MediaListing, has_ending
 from simpletuner.data.sample import MediaInfo, Unfit
 from simpletuner.data.storage import FactTable, Storage, StoredFile, open_facts
 from simpletuner.events.types import Event, StageAdvanced, StageFinished, StageStarted
@@ -122,7 +122,7 @@ def scan(shelves: Sequence[Shelf], *, workers: int, emit: Emit) -> None:
         _take_from_index(shelf, workers)
     _probe_new(shelves, workers, emit)
     for shelf in shelves:
-        if shelf.dataset.video.split_at_scenes and shelf.dataset.dataset_type == "video":
+        if shelf.dataset.video.split_at_scenes and "video" in shelf.dataset.kinds:
             _find_scenes(shelf, workers, emit)
         shelf.index.forget_missing({file.path for file in shelf.listing.everything.files})
 
@@ -162,7 +162,7 @@ def _media_of_row(shelf: Shelf, file: StoredFile) -> MediaInfo | None:
     row = shelf.table.facts(file.path) if shelf.table else None
     if row is None or not row.width or not row.height:
         return None
-    if shelf.dataset.dataset_type == "image":
+    if _is_picture(shelf.dataset, file):
         return MediaInfo("image", row.width, row.height, 0.0, 1, 0.0, 0, 1.0, "", file.size_bytes, file.version)
     if not row.num_frames or not row.fps:
         return None
@@ -170,6 +170,10 @@ def _media_of_row(shelf: Shelf, file: StoredFile) -> MediaInfo | None:
     return MediaInfo(
         "video", row.width, row.height, row.fps, row.num_frames, seconds, 0, 1.0, "", file.size_bytes, file.version
     )
+
+
+def _is_picture(dataset: ClipDataset, file: StoredFile) -> bool:
+    return dataset.kinds == ("image",) or ("image" in dataset.kinds and has_ending(file.path, "image"))
 
 
 def _take_from_index(shelf: Shelf, workers: int) -> None:

@@ -72,9 +72,9 @@ def keep_damaged(
         return stored_file(sample) if sample else _stat(storages[item.dataset], item.path)
 
     if stage == "decode":
-        damaged = [item for item in damaged if not _is_only_short(item, config.datasets, storages, planned, emit)]
-    remember_damaged(damaged, open_quarantines(config.datasets), find_file, stage)
-    for dataset in config.datasets if moves else ():
+        damaged = [item for item in damaged if not _is_only_short(item, config.all_datasets, storages, planned, emit)]
+    remember_damaged(damaged, open_quarantines(config.all_datasets), find_file, stage)
+    for dataset in config.all_datasets if moves else ():
         if not asks_for_moves(config, dataset):
             continue
         for item in damaged:

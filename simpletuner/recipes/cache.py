@@ -193,17 +193,18 @@ def open_cache_plan(config: RunConfig, emit: Callable[[Event], None], *, writes:
         found=survey.found,
         samples=survey.samples,
         storages=survey.storages,
-        latent_folders={entry.id: Path(str(entry.cache_dir_vae)) for entry in config.datasets},
+        latent_folders={entry.id: Path(str(entry.cache_dir_vae)) for entry in config.all_datasets},
         prompt_folder=Path(str(config.text_embeds.cache_dir)),
         checkpoint=None,
+        evaluation=survey.evaluation,
     )
 
 
 def wanted_entries(config: RunConfig, plan: RunPlan) -> dict[tuple[str, str], list[Key]]:
     """(kind, name of the store) -> the entries that training needs there."""
-    wanted: dict[tuple[str, str], list[Key]] = {(LATENTS, entry.id): [] for entry in config.datasets}
+    wanted: dict[tuple[str, str], list[Key]] = {(LATENTS, entry.id): [] for entry in config.all_datasets}
     settings = latent_settings(config, plan, find_host().device)
-    for item in find_work(plan.samples, plan.latent_folders, settings).values():
+    for item in find_work(plan.all_samples, plan.latent_folders, settings).values():
         wanted[LATENTS, item.sample.dataset].append(item.key)
     wanted[PROMPT, TEXTS] = list(find_keys(texts_of(config, plan), prompt_settings(config, plan)).values())
     return wanted

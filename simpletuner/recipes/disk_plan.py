@@ -5,12 +5,14 @@ Sizes of tensors are exact; those of videos and logs are estimates. Nothing is w
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from simpletuner.config.catalogs.families import FAMILIES
 from simpletuner.config.run_config import RunConfig
 from simpletuner.core.errors import Problem, Severity
 from simpletuner.events.wording import told_size
@@ -112,10 +114,14 @@ def check_disk(plan: DiskPlan) -> Iterator[Problem]:
 def _caches(config: RunConfig, data: DataPlan, cost: ModelCost) -> Iterator[DiskLine]:
     folders: dict[str, float] = {}
     counts: dict[str, int] = {}
-    cache_of = {entry.id: str(entry.cache_dir_vae) for entry in config.datasets}
-    cells = {line.bucket: line.tokens * line.latent_shape[0] for line in data.buckets}
+    cache_of = {entry.id: str(entry.cache_dir_vae) for entry in config.all_datasets}
+    grid = FAMILIES[str(config.model.model_family)].grid
+    cells = {
+        bucket: math.prod(grid.latent_shape(bucket.width, bucket.height, bucket.num_frames))
+        for bucket in data.encoded_buckets
+    }
     seen = set()
-    for sample in data.samples:
+    for sample in (*data.samples, *data.evaluation):
         place = (sample.dataset, sample.path, sample.frames, sample.crop)
         if place in seen:
             continue

@@ -81,7 +81,7 @@ def fill_caches(
         return shelf() if filling else load_autoencoder(config, plan, host)
 
     latents = cache_latents(
-        plan.samples,
+        plan.all_samples,
         plan.storages,
         plan.latent_folders,
         for_clips,
@@ -106,12 +106,12 @@ def latent_settings(config: RunConfig, plan: RunPlan, device: torch.device) -> L
         workers=everywhere.max_workers,
         device=device,
         on_demand=frozenset(
-            entry.id for entry in config.datasets if waits or entry.vae_cache_ondemand or entry.vae_cache_disable
+            entry.id for entry in config.all_datasets if waits or entry.vae_cache_ondemand or entry.vae_cache_disable
         ),
         unwritten=frozenset(
-            entry.id for entry in config.datasets if everywhere.vae_cache_disable or entry.vae_cache_disable
+            entry.id for entry in config.all_datasets if everywhere.vae_cache_disable or entry.vae_cache_disable
         ),
-        scanned=frozenset(entry.id for entry in config.datasets if entry.scan_for_errors),
+        scanned=frozenset(entry.id for entry in config.all_datasets if entry.scan_for_errors),
     )
 
 
@@ -158,7 +158,7 @@ def autoencoder_identity(config: RunConfig, plan: RunPlan) -> str:
 
 def texts_of(config: RunConfig, plan: RunPlan) -> list[str]:
     """Every text whose features the run needs, in a fixed order."""
-    captions = {caption for sample in plan.samples for caption in sample.captions}
+    captions = {caption for sample in plan.all_samples for caption in sample.captions}
     return sorted(captions | validation_texts(config) | {""})
 
 

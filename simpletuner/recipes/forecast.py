@@ -306,11 +306,10 @@ class _Desk:
             return None
         encoding = decoding = 0.0
         threads = min(self._config.caching.max_workers, self._machine.cores)
-        for line in self._data.buckets:
-            bucket = line.bucket
+        for bucket, count in self._data.encoded_buckets.items():
             work = self._cost.encode_clip(bucket.width, bucket.height, bucket.num_frames, tiling=self._tiling)
-            encoding += line.windows * self._seconds(work, card, self._vae_bytes)
-        for sample in self._data.samples:
+            encoding += count * self._seconds(work, card, self._vae_bytes)
+        for sample in (*self._data.samples, *self._data.evaluation):
             pixels = sample.info.width * sample.info.height * sample.frames.num_frames
             decoding += pixels / DECODED_PIXELS_PER_SECOND / threads
         return self._autoencoder_bytes / READ_BYTES_PER_SECOND + max(encoding, decoding)
@@ -376,7 +375,7 @@ class _Desk:
         }
 
     def _clip_memory(self, card: CardRow) -> dict[str, float]:
-        buckets = {line.bucket for line in self._data.buckets} if self._data else set()
+        buckets = set(self._data.encoded_buckets) if self._data else set()
         batch = self._config.caching.vae_batch_size
         return {
             "autoencoder": self._autoencoder_bytes,

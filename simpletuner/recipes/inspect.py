@@ -35,7 +35,7 @@ from simpletuner.events.types import Event, Noticed, StageAdvanced, StageFinishe
 from simpletuner.models.family import Autoencoder, ModelFamily
 from simpletuner.recipes.encode import latent_settings, load_autoencoder
 from simpletuner.recipes.plan import RunPlan
-from simpletuner.recipes.survey import find_data, plan_buckets
+from simpletuner.recipes.survey import evaluation_samples, find_data, plan_buckets
 from simpletuner.runtime.host import Host, find_host, release_memory
 
 STAGE = "pictures"
@@ -84,12 +84,14 @@ def inspect_data(
     host = find_host()
     found, storages = find_data(config, emit)
     trained, problems = _trained(found, config)
-    latents, notes = _open_latents(config, found, trained, storages, host, emit, encode=encode)
-    looks = take_looks(found.samples, config.datasets, storages, workers=config.caching.max_workers, emit=emit)
+    encoded = (*trained, *(sample for members in evaluation_samples(found, config).values() for sample in members))
+    latents, notes = _open_latents(config, found, encoded, storages, host, emit, encode=encode)
+    looks = take_looks(found.samples, config.all_datasets, storages, workers=config.caching.max_workers, emit=emit)
     left_out = (*found.left_out, *looks.failed)
     findings = find_all(
         found.samples, trained, found.left_out, storages, looks,
         token_length=config.model.tokenizer_max_length, batch_size=config.schedule.train_batch_size,
+        untrained=[entry.id for entry in config.eval_datasets],
     )  # fmt: skip
     cached = _cached(found.samples, latents) if latents else None
     chosen = choose_samples(found.samples, findings, limit)
@@ -128,13 +130,14 @@ def _trained(found: FoundSamples, config: RunConfig) -> tuple[tuple[Sample, ...]
     try:
         return plan_buckets(found, config).samples, ()
     except UserError as error:
-        return found.samples, error.problems
+        measured = {entry.id for entry in config.eval_datasets}
+        return tuple(sample for sample in found.samples if sample.dataset not in measured), error.problems
 
 
 def _open_latents(
     config: RunConfig,
     found: FoundSamples,
-    trained: Sequence[Sample],
+    samples: Sequence[Sample],
     storages: Mapping[str, Storage],
     host: Host,
     emit: Callable[[Event], None],
@@ -142,7 +145,7 @@ def _open_latents(
     encode: bool,
 ) -> tuple[_Latents | None, tuple[str, ...]]:
     """The cache of the run, filled if asked for; None with the reason if the model cannot be found."""
-    folders = {entry.id: Path(str(entry.cache_dir_vae)) for entry in config.datasets}
+    folders = {entry.id: Path(str(entry.cache_dir_vae)) for entry in config.all_datasets}
     if not encode and not any(folder.is_dir() for folder in folders.values()):
         return None, (f"Latents are {NOT_CACHED}.",)
     family: ModelFamily = FAMILIES.load(str(config.model.model_family))
@@ -154,11 +157,11 @@ def _open_latents(
         emit(Noticed("warning", f"the latents cannot be shown, because the model was not found: {error}"))
         return None, (f"The latents are not shown, because the model was not found: {error}",)
     prompts = Path(str(config.text_embeds.cache_dir))
-    plan = RunPlan(family, source, found, tuple(trained), storages, folders, prompts, None)
+    plan = RunPlan(family, source, found, tuple(samples), storages, folders, prompts, None)
     settings = latent_settings(config, plan, host.device)
     if encode:
         cache_latents(
-            trained, storages, folders, replace(settings, on_demand=frozenset(), unwritten=frozenset()),
+            samples, storages, folders, replace(settings, on_demand=frozenset(), unwritten=frozenset()),
             lambda: load_autoencoder(config, plan, host), emit=emit,
         )  # fmt: skip
     reader = EntryReader(dict.fromkeys(folders.values()))

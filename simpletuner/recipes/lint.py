@@ -91,20 +91,21 @@ def lint_data(
         frames: Whether to decode some frames of every sample; without, only headers and captions are looked at.
         retry: Whether files on the quarantine lists are tried again.
     """
-    retried = forget_known(config.datasets) if retry else 0
+    retried = forget_known(config.all_datasets) if retry else 0
     try:
         found, storages = find_data(config, emit)
     except UserError as error:
         return LintReport(error.problems, retried=retried)
     problems: tuple[Problem, ...] = ()
-    trained = found.samples
+    measured = {entry.id for entry in config.eval_datasets}
+    trained = tuple(sample for sample in found.samples if sample.dataset not in measured)
     try:
         trained = plan_buckets(found, config).samples
     except UserError as error:
         problems = error.problems
     looks = Looks()
     if frames:
-        looks = take_looks(found.samples, config.datasets, storages, workers=config.caching.max_workers, emit=emit)
+        looks = take_looks(found.samples, config.all_datasets, storages, workers=config.caching.max_workers, emit=emit)
     failed = {(item.dataset, item.path) for item in looks.failed}
     trained = tuple(sample for sample in trained if (sample.dataset, sample.path) not in failed)
     keep_damaged(config, storages, found.samples, found.left_out, "probe", emit, moves=False)
@@ -117,6 +118,7 @@ def lint_data(
         looks,
         token_length=config.model.tokenizer_max_length,
         batch_size=config.schedule.train_batch_size,
+        untrained=measured,
     )
     files = {(item.dataset, item.path) for item in found.samples}
     files |= {(item.dataset, item.path) for item in found.left_out}

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from simpletuner.config.catalogs.families import FAMILIES
-from simpletuner.config.dataset import ClipDataset, VideoRules
+from simpletuner.config.dataset import ClipDataset, MediaKind, VideoRules
 from simpletuner.config.sections.model import ModelSection
 from simpletuner.config.surfaces import wizard
 from simpletuner.config.surfaces.wizard import Known, Material, MediaFacts
@@ -51,7 +51,7 @@ def probe_material(folder: str, emit: Callable[[Event], None]) -> Material:
             f"Looked at {path.absolute()}",
             "Name the folder that holds your clips",
         )
-    kinds = ("video", "image")
+    kinds: tuple[MediaKind, ...] = ("video", "image")
     entries = {kind: _entry(str(path), kind) for kind in kinds}
     storage = open_storage(entries["video"])
     listing = storage.list_files()

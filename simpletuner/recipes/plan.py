@@ -7,7 +7,7 @@ it is independent.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -41,6 +41,9 @@ class RunPlan:
         latent_folders: Data set id -> folder of its encoded clips.
         prompt_folder: Folder of the encoded captions.
         checkpoint: Checkpoint to continue from, None for a fresh start.
+        evaluation: Data set id -> samples of each set that is never trained, on which the loss is measured; empty
+            without such sets. They are encoded with the others by `fill_caches`; one whose clip cannot be decoded is
+            then not held by the cache (`LatentCache.holds`).
     """
 
     family: ModelFamily
@@ -51,6 +54,12 @@ class RunPlan:
     latent_folders: Mapping[str, Path]
     prompt_folder: Path
     checkpoint: Path | None
+    evaluation: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)
+
+    @property
+    def all_samples(self) -> tuple[Sample, ...]:
+        """Everything that is encoded: trained samples first, then those for evaluation."""
+        return (*self.samples, *(sample for samples in self.evaluation.values() for sample in samples))
 
 
 def plan_run(config: RunConfig, emit: Callable[[Event], None]) -> RunPlan:
@@ -77,9 +86,10 @@ def plan_run(config: RunConfig, emit: Callable[[Event], None]) -> RunPlan:
         found=survey.found,
         samples=survey.samples,
         storages=survey.storages,
-        latent_folders={entry.id: Path(str(entry.cache_dir_vae)) for entry in config.datasets},
+        latent_folders={entry.id: Path(str(entry.cache_dir_vae)) for entry in config.all_datasets},
         prompt_folder=Path(str(config.text_embeds.cache_dir)),
         checkpoint=checkpoint,
+        evaluation=survey.evaluation,
     )
 
 
@@ -98,7 +108,7 @@ def find_start(settings: CheckpointSection) -> Path | None:
 
 def cache_folders(config: RunConfig) -> list[Path]:
     """Every folder that holds encoded clips or captions of this run, each once."""
-    latents = [Path(str(entry.cache_dir_vae)) for entry in config.datasets]
+    latents = [Path(str(entry.cache_dir_vae)) for entry in config.all_datasets]
     return list(dict.fromkeys([*latents, Path(str(config.text_embeds.cache_dir))]))
 
 

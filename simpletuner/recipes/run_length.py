@@ -7,7 +7,8 @@ Everything follows from the configuration and the survey of the data; no torch, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,7 @@ class DataPlan:
         notes: What was changed to fill batches, and what was noticed while reading.
         captions: Different captions.
         samples: All trained samples.
+        evaluation: Samples of the sets for evaluation; they are encoded like the others, and never trained.
         is_assumed: Whether the clips were not read and one bucket of the wanted size stands in for them.
         batches_per_epoch: Over all buckets.
         steps_per_epoch: Optimizer steps.
@@ -69,11 +71,19 @@ class DataPlan:
     batches_per_epoch: int
     steps_per_epoch: int
     is_assumed: bool = False
+    evaluation: tuple[Sample, ...] = ()
 
     @property
     def draws(self) -> int:
         """Uses of samples per epoch."""
         return sum(line.draws for line in self.buckets)
+
+    @property
+    def encoded_buckets(self) -> Mapping[BucketKey, int]:
+        """Shapes of what is encoded, samples for evaluation included, and how many there are of each."""
+        if self.is_assumed:
+            return {line.bucket: line.windows for line in self.buckets}
+        return Counter(sample.bucket for sample in (*self.samples, *self.evaluation))
 
     @property
     def windows(self) -> int:
@@ -140,8 +150,9 @@ def plan_data(config: RunConfig, survey: Survey) -> DataPlan:
         left_out=tuple(reasons),
         left_out_count=len(survey.found.left_out) + len(_pruned(survey)),
         notes=tuple(survey.found.notes),
-        captions=tuple(dict.fromkeys(caption for sample in survey.samples for caption in sample.captions)),
+        captions=tuple(dict.fromkeys(caption for sample in survey.all_samples for caption in sample.captions)),
         samples=survey.samples,
+        evaluation=tuple(sample for samples in survey.evaluation.values() for sample in samples),
         batches_per_epoch=epoch.batches,
         steps_per_epoch=epoch.steps,
     )

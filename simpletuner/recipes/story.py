@@ -34,13 +34,16 @@ def tell_plan(config: RunConfig, plan: RunPlan, host: Host, emit: Callable[[Even
     for line in _left_out_lines(plan):
         emit(Noticed("warning", line))
     used = {(sample.dataset, sample.path) for sample in plan.samples}
-    seen = used | {(sample.dataset, sample.path) for sample in plan.found.samples}
+    measured = {(sample.dataset, sample.path) for samples in plan.evaluation.values() for sample in samples}
+    sets = len(config.all_datasets)
+    seen = used | measured | {(sample.dataset, sample.path) for sample in plan.found.samples}
     seen |= {(item.dataset, item.path) for item in plan.found.left_out}
     excerpts = f" in {len(plan.samples)} excerpts" if len(plan.samples) != len(used) else ""
     lines: Lines = (
-        ("found", f"{len(seen)} files in {len(config.datasets)} data set{'s' if len(config.datasets) != 1 else ''}"),
+        ("found", f"{len(seen)} files in {sets} data set{'s' if sets != 1 else ''}"),
         ("used", f"{len(used)}{excerpts} ({sum(len(sample.captions) for sample in plan.samples)} captions)"),
-        ("left out", str(len(seen) - len(used))),
+        *([("for evaluation", f"{len(measured)} in {len(plan.evaluation)} sets, never trained")] if measured else []),
+        ("left out", str(len(seen) - len(used | measured))),
     )
     emit(StoryTold("Clips", lines))
     emit(StoryTold("Buckets", describe_buckets(plan.samples, plan.family.grid, batch_rules(config))))

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from simpletuner.config.catalogs.families import FAMILIES
 from simpletuner.config.run_config import RunConfig
@@ -27,14 +27,22 @@ class Survey:
     """The data of a run.
 
     Attributes:
-        found: Samples and files left out, as found.
+        found: Samples of trained sets as found; files left out, and notes, of all.
         samples: Samples that are trained, after small buckets were pruned.
         storages: Data set id -> where its files lie.
+        evaluation: Data set id -> its samples, in the order of their paths and of time; for each set that is never
+            trained, on which the loss is measured.
     """
 
     found: FoundSamples
     samples: tuple[Sample, ...]
     storages: Mapping[str, Storage]
+    evaluation: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)
+
+    @property
+    def all_samples(self) -> tuple[Sample, ...]:
+        """Everything that is encoded: trained samples first, then those for evaluation."""
+        return (*self.samples, *(sample for samples in self.evaluation.values() for sample in samples))
 
 
 def survey_data(config: RunConfig, emit: Callable[[Event], None]) -> Survey:
@@ -48,7 +56,10 @@ def survey_data(config: RunConfig, emit: Callable[[Event], None]) -> Survey:
         plan = plan_buckets(found, config)
     except UserError as error:
         raise UserError.of([*error.problems, *_left_out_notes(found)]) from error
-    return Survey(replace(found, notes=(*found.notes, *plan.notes)), plan.samples, storages)
+    evaluation = evaluation_samples(found, config)
+    notes = (*found.notes, *plan.notes, *_trained_too(plan.samples, evaluation, storages))
+    trained = tuple(sample for sample in found.samples if sample.dataset not in evaluation)
+    return Survey(replace(found, samples=trained, notes=notes), plan.samples, storages, evaluation)
 
 
 def find_data(config: RunConfig, emit: Callable[[Event], None]) -> tuple[FoundSamples, dict[str, Storage]]:
@@ -57,15 +68,25 @@ def find_data(config: RunConfig, emit: Callable[[Event], None]) -> tuple[FoundSa
     Raises:
         UserError: If a place cannot be listed, or a data set has no usable file.
     """
-    storages = {entry.id: open_storage(entry) for entry in config.datasets}
+    storages = {entry.id: open_storage(entry) for entry in config.all_datasets}
     grid = FAMILIES[str(config.model.model_family)].grid
-    found = find_samples(config.datasets, storages, grid, workers=config.caching.max_workers, emit=emit)
-    return leave_out_known(found, config.datasets), storages
+    found = find_samples(config.all_datasets, storages, grid, workers=config.caching.max_workers, emit=emit)
+    return leave_out_known(found, config.all_datasets), storages
 
 
 def plan_buckets(found: FoundSamples, config: RunConfig) -> BucketPlan:
     """Which of the samples found are trained, and what is to be told about that; see `fill_buckets` for its errors."""
-    return fill_buckets(found.samples, batch_rules(config), {entry.id: entry for entry in config.datasets})
+    datasets = {entry.id: entry for entry in config.datasets}
+    return fill_buckets([one for one in found.samples if one.dataset in datasets], batch_rules(config), datasets)
+
+
+def evaluation_samples(found: FoundSamples, config: RunConfig) -> dict[str, tuple[Sample, ...]]:
+    """Data set id -> samples of each set for evaluation; a bucket of one clip is enough there."""
+    samples: dict[str, list[Sample]] = {entry.id: [] for entry in config.eval_datasets}
+    for sample in found.samples:
+        if sample.dataset in samples:
+            samples[sample.dataset].append(sample)
+    return {ident: tuple(members) for ident, members in samples.items()}
 
 
 def check_sizes(samples: tuple[Sample, ...], config: RunConfig) -> tuple[Sample, ...]:
@@ -78,6 +99,29 @@ def batch_rules(config: RunConfig, processes: int = 1) -> BatchRules:
     """How draws become batches in this run of `processes` processes."""
     grid = FAMILIES[str(config.model.model_family)].grid
     return BatchRules.from_config(config.schedule, config.data, config.datasets, grid, processes)
+
+
+def _trained_too(
+    samples: Sequence[Sample], evaluation: Mapping[str, Sequence[Sample]], storages: Mapping[str, Storage]
+) -> Iterator[str]:
+    """A sentence per evaluation set that holds files which are trained as well."""
+    if not evaluation:
+        return
+    trained = {_file_of(sample, storages): sample for sample in samples}
+    for ident, members in evaluation.items():
+        places = {_file_of(sample, storages): sample.path for sample in members}
+        shared = [place for place in places if place in trained]
+        if shared:
+            yield (
+                f"{ident}: {len(shared)} of its {len(places)} files are trained too, such as {places[shared[0]]} by "
+                f"'{trained[shared[0]].dataset}'; the loss on them does not tell how well the rest is learnt"
+            )
+
+
+def _file_of(sample: Sample, storages: Mapping[str, Storage]) -> str:
+    storage = storages[sample.dataset]
+    local = storage.local_path(sample.path)
+    return str(local.absolute()) if local is not None else f"{storage.place}/{sample.path}"
 
 
 def _left_out_notes(found: FoundSamples) -> list[Problem]:

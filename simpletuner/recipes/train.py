@@ -73,8 +73,8 @@ def train_from_config(config: RunConfig, advice: str = ADVICE) -> int:
             plan = open_plan(config, host, run)
             autoencoders = AutoencoderShelf(config, plan, host)
             caches = fill_caches(config, plan, host, run.emit, autoencoders)
-            keep_damaged(config, plan.storages, plan.samples, plan.found.left_out, "probe", run.emit)
-            keep_damaged(config, plan.storages, plan.samples, caches[0].left_out, "decode", run.emit)
+            keep_damaged(config, plan.storages, plan.all_samples, plan.found.left_out, "probe", run.emit)
+            keep_damaged(config, plan.storages, plan.all_samples, caches[0].left_out, "decode", run.emit)
             session = begin_session(config, plan, caches, autoencoders, host, run)
             try:
                 outcome = run_session(session, stop)

@@ -32,7 +32,7 @@ def options_schema() -> dict[str, Any]:
 
 def dataset_schema() -> dict[str, Any]:
     """Schema of multidatabackend.json: one object per `dataset_type` and `type`, each with its own keys."""
-    entries = [_clips_schema(kind, place) for kind in ("video", "image") for place in BACKENDS]
+    entries = [_clips_schema(kind, place) for kind in ("video", "image", "eval") for place in BACKENDS]
     stores = _object(_properties(dataset_tables()["text_embeds"]), ["id", "dataset_type"])
     return {"$schema": DIALECT, "title": "Data sets", "type": "array", "items": {"anyOf": [*entries, stores]}}
 

@@ -17,7 +17,7 @@ from simpletuner.config.dataset import ClipDataset
 from simpletuner.core.errors import UserError
 from simpletuner.data.backends.hub_files import HubFiles, metadata_table
 from simpletuner.data.backends.hub_rows import HubRows, holds_media
-from simpletuner.data.listing import EXTENSIONS
+from simpletuner.data.listing import endings_of
 from simpletuner.data.storage import FactTable, Listing, LocalStorage, Storage, StoredFile
 
 logger = logging.getLogger(__name__)
@@ -73,10 +73,11 @@ class HubStorage:
 
     def _is_rows(self) -> bool:
         names = [PurePosixPath(file.path) for file in self._files.list_files().files]
+        endings = frozenset(endings_of(self._dataset))
         tables = [name for name in names if name.suffix.lower() in TABLE_ENDINGS]
-        clips = [name for name in names if name.suffix.lower() in EXTENSIONS[self._dataset.dataset_type]]
+        clips = [name for name in names if name.suffix.lower() in endings]
         if not tables and not clips:
-            kind = self._dataset.dataset_type
+            kind = " or ".join(self._dataset.kinds)
             raise UserError(
                 f"data set '{self._dataset.id}': {self.place} holds no {kind} files and no tables",
                 "A Hub data set holds clips, or tables (.parquet, .arrow, .tar) with a column of clips",

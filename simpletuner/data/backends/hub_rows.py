@@ -34,7 +34,7 @@ UNTOLD = -1
 
 def media_column(dataset: ClipDataset) -> str:
     """The column that holds the clips (or pictures) of an entry."""
-    return dataset.video_column if dataset.dataset_type == "video" else dataset.image_column
+    return dataset.video_column if dataset.unnamed_kind == "video" else dataset.image_column
 
 
 class RowSource(Protocol):
@@ -69,7 +69,7 @@ class HubRows:
         """
         self._dataset = dataset
         self._repository = files
-        self._ending = ENDINGS[dataset.dataset_type]
+        self._ending = ENDINGS[dataset.unnamed_kind]
 
     @property
     def place(self) -> str:
@@ -182,7 +182,7 @@ def _need_column(dataset: ClipDataset, columns: Sequence[str], place: str) -> st
         raise UserError(
             f"data set '{dataset.id}': {place} has no column '{column}'",
             f"Its columns: {', '.join(columns)}",
-            did_you_mean(column, list(columns)) or f"Set {dataset.dataset_type}_column to the one that holds the clips",
+            did_you_mean(column, list(columns)) or f"Set {dataset.unnamed_kind}_column to the one that holds the clips",
         )
     return column
 

@@ -204,7 +204,7 @@ def read_list(dataset: ClipDataset, path: Path) -> _ReadList:
 
 def _named(rows: Mapping[str, TableRow], dataset: ClipDataset) -> dict[str, ListedFile]:
     """Rows by unique readable names that hold no secret and do not depend on the order of the list."""
-    names = {source: _name_of(source, ENDINGS[dataset.dataset_type]) for source in rows}
+    names = {source: _name_of(source, ENDINGS[dataset.unnamed_kind]) for source in rows}
     uses = Counter(names.values())
     files: dict[str, ListedFile] = {}
     for source, row in rows.items():

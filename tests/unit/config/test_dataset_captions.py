@@ -182,7 +182,7 @@ def test_schema_is_a_union_by_kind_and_place() -> None:
         (tuple(entry["properties"]["dataset_type"]["enum"]), tuple(entry["properties"]["type"]["enum"]))
         for entry in entries[:-1]
     ]
-    assert len(tags) == len(set(tags)) == 8
+    assert len(tags) == len(set(tags)) == 12
     local = entries[0]
     images = next(entry for entry in entries if entry["properties"]["dataset_type"]["enum"] == ["image"])
     assert images["required"] == ["id", "dataset_type", "instance_data_dir"]
