@@ -34,6 +34,9 @@ class GenerationRequest:
         seed: Seed of the starting noise (CPU generator).
         first_frame: [3, height, width] float32 in [-1, 1], the picture with which the video begins; None for text
             alone. Needs at least temporal + 1 frames.
+        guidance_rescale: Share in [0, 1] by which guided predictions get the spread of the prompted ones.
+        draws_on_device: Whether the starting noise comes from the computing device's own generator; videos then
+            differ between kinds of devices.
     """
 
     prompt_embeds: Tensor
@@ -48,6 +51,26 @@ class GenerationRequest:
     num_inference_steps: int
     seed: int
     first_frame: Tensor | None = None
+    guidance_rescale: float = 0.0
+    draws_on_device: bool = False
+
+
+@dataclass(frozen=True)
+class GenerationStep:
+    """One denoising step of a video in the making.
+
+    Attributes:
+        number: Steps done, from 1.
+        total: Steps of this video.
+        sigma: Noise level after the step, in [0, 1]; 0 after the last one.
+        clean_latents: [1, C, f, h, w] float32, the video as the model expects it now: x - sigma * velocity at the
+            level before the step. After the last step these are the video's latents.
+    """
+
+    number: int
+    total: int
+    sigma: float
+    clean_latents: Tensor
 
 
 class Source(Protocol):
@@ -141,7 +164,7 @@ class ModelFamily(Protocol):
         source: Source,
         autoencoder: Autoencoder,
         request: GenerationRequest,
-        on_step: Callable[[int], None] | None = None,
+        on_step: Callable[[GenerationStep], None] | None = None,
     ) -> np.ndarray:
         """Frames uint8 [F, H, W, 3] of one generated video."""
 

@@ -1,4 +1,4 @@
-"""What training gives the transformer is what the Diffusers pipelines give it, bit for bit."""
+"""What training and sampling give the transformer is what the Diffusers pipelines give it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from simpletuner.models.ltxvideo.family import FAMILY
 from simpletuner.models.ltxvideo.packing import pack, unpack
 from simpletuner.models.ltxvideo.positions import token_coordinates
 from simpletuner.models.ltxvideo.sampling import build_scheduler, generate_latents
+from simpletuner.models.ltxvideo.versions import find_release
 
 CPU = torch.device("cpu")
 RELEASES = ["0.9.0", "0.9.1", "0.9.5", "0.9.7"]
@@ -36,6 +37,27 @@ def request_():
     embeds = torch.randn(2, 8, 64, generator=generator)
     masks = torch.tensor([[True] * 6 + [False] * 2, [True] + [False] * 7])
     return GenerationRequest(embeds[0], masks[0], embeds[1], masks[1], 96, 64, 17, 25.0, 1.0, 3, 7)
+
+
+def pipeline_latents(release, transformer, autoencoder, request):
+    """Latents [1, C, f, h, w] of the pipeline that belongs to the release."""
+    version = find_release(release)
+    kind = {"LTXPipeline": LTXPipeline, "LTXConditionPipeline": LTXConditionPipeline}[version.pipeline]
+    pipe = kind(
+        scheduler=build_scheduler(version.schedule, request.num_inference_steps), vae=autoencoder.model,
+        text_encoder=None, tokenizer=None, transformer=transformer,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    latents = pipe(
+        prompt_embeds=request.prompt_embeds[None], prompt_attention_mask=request.prompt_mask[None],
+        negative_prompt_embeds=request.negative_embeds[None],
+        negative_prompt_attention_mask=request.negative_mask[None],
+        width=request.width, height=request.height, num_frames=request.num_frames, frame_rate=request.frame_rate,
+        num_inference_steps=request.num_inference_steps, guidance_scale=request.guidance,
+        guidance_rescale=request.guidance_rescale,
+        generator=torch.Generator().manual_seed(request.seed), output_type="latent",
+    ).frames  # fmt: skip
+    return latents if latents.ndim == 5 else unpack(latents, *SHAPE)
 
 
 def record_calls(transformer, run):
@@ -61,8 +83,9 @@ def test_positions_are_those_of_the_release_s_pipeline(
     resolved, transformers, autoencoders, request_, release, frame_rate
 ):
     transformer, source = transformers[release], resolved(release)
-    request = replace(request_, frame_rate=frame_rate)
-    calls = record_calls(transformer, lambda: FAMILY.generate(transformer, source, autoencoders[release], request))
+    # Frame rates are float32 in a batch of clips; the pipelines take any number.
+    request = replace(request_, frame_rate=float(torch.tensor(frame_rate)))
+    calls = record_calls(transformer, lambda: pipeline_latents(release, transformer, autoencoders[release], request))
     coordinates = token_coordinates(source.positions, *SHAPE, torch.tensor([frame_rate]))
     cosines, sines = transformer.rope(torch.empty(1, 18, 128), video_coords=coordinates)
     assert len(calls) == 3
@@ -91,7 +114,7 @@ def test_long_clips_have_the_reference_s_rotary_table(transformers, release):
 @pytest.mark.parametrize("release", RELEASES)
 def test_prediction_is_that_of_the_pipeline_s_call(resolved, transformers, autoencoders, request_, release):
     transformer, source = transformers[release], resolved(release)
-    calls = record_calls(transformer, lambda: FAMILY.generate(transformer, source, autoencoders[release], request_))
+    calls = record_calls(transformer, lambda: pipeline_latents(release, transformer, autoencoders[release], request_))
     for call in calls:
         noised = unpack(call["hidden_states"], *SHAPE)
         sigmas = call["timestep"].flatten() / 1000
@@ -106,6 +129,20 @@ def test_prediction_is_that_of_the_pipeline_s_call(resolved, transformers, autoe
     first = unpack(calls[0]["hidden_states"], *SHAPE)
     noise = torch.randn(1, 128, *SHAPE, generator=torch.Generator().manual_seed(request_.seed))
     assert torch.equal(first, noise)
+
+
+@pytest.mark.parametrize(("guidance", "rescale"), [(1.0, 0.0), (3.0, 0.0), (3.0, 0.7)])
+@pytest.mark.parametrize("release", RELEASES)
+def test_latents_are_those_of_the_release_s_pipeline(
+    resolved, transformers, autoencoders, request_, release, guidance, rescale
+):
+    transformer, autoencoder = transformers[release], autoencoders[release]
+    request = replace(request_, guidance=guidance, guidance_rescale=rescale, num_inference_steps=4)
+    ours = generate_latents(transformer, resolved(release), autoencoder, request)
+    theirs = pipeline_latents(release, transformer, autoencoder, request)
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    other = generate_latents(transformer, resolved(release), autoencoder, replace(request, guidance=guidance + 2))
+    assert not torch.allclose(ours, other, atol=1e-2)
 
 
 @pytest.mark.parametrize("release", ["0.9.0", "0.9.5"])
@@ -176,7 +213,8 @@ def test_a_video_from_a_picture_is_that_of_the_image_pipelines(resolved, transfo
     request = replace(request_, guidance=guidance, num_inference_steps=4, first_frame=picture)
     steps = []
     ours = generate_latents(transformer, source, autoencoder, request, steps.append)
-    assert steps == [1, 2, 3, 4]
+    assert [step.number for step in steps] == [1, 2, 3, 4]
+    assert all(torch.equal(step.clean_latents[:, :, :1], ours[:, :, :1]) for step in steps)
     conditioned = source.version.pipeline == "LTXConditionPipeline"
     pipe = (LTXConditionPipeline if conditioned else LTXImageToVideoPipeline)(
         scheduler=build_scheduler(source.version.schedule, 4), vae=autoencoder.model, text_encoder=None,

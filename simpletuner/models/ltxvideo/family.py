@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from simpletuner.config.catalogs.families import FAMILIES
 from simpletuner.config.sections.model import ModelSection
-from simpletuner.models.family import GenerationRequest
+from simpletuner.models.family import GenerationRequest, GenerationStep
 from simpletuner.models.ltxvideo import export, sampling
 from simpletuner.models.ltxvideo import transformer as calls
 from simpletuner.models.ltxvideo.autoencoder import LTXAutoencoder, load_autoencoder
@@ -74,7 +74,7 @@ class LTXVideoFamily:
         source: LTXSource,
         autoencoder: LTXAutoencoder,
         request: GenerationRequest,
-        on_step: Callable[[int], None] | None = None,
+        on_step: Callable[[GenerationStep], None] | None = None,
     ) -> np.ndarray:
         return sampling.generate(transformer, source, autoencoder, request, on_step)
 

@@ -1,7 +1,7 @@
 """Loads the transformer, names its trainable layers, and calls it.
 
-The call here is the one used in training; `sampling.py` calls the same module through Diffusers'
-pipelines, and tests/parity shows that both give it the same input.
+The call here is the one of training and of sampling (`denoising.py`); tests/parity shows that it gives the module what
+the pipelines of Diffusers give it.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def test_equal_requests_give_equal_frames_and_leave_nothing_behind(parts, releas
     assert first.shape == (9, 64, 96, 3)
     assert first.dtype == np.uint8
     assert first.std() > 1
-    assert steps == [1, 2, 3]
+    assert [(step.number, step.total) for step in steps] == [(1, 3), (2, 3), (3, 3)]
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for module in transformer.modules()] == modes
     torch.randn(3)
@@ -170,3 +170,35 @@ def test_an_oracle_is_followed_to_the_clip(parts, release):
     latents = generate_latents(transformer, source, autoencoder, request)
     hook.remove()
     torch.testing.assert_close(latents, clip, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("release", ["0.9.0", "0.9.5"])
+def test_a_step_tells_the_clean_latents_that_its_velocity_promises(parts, release):
+    """Trap 90: x - sigma * v at every step, and at the last one the latents of the video to the last bit."""
+    from simpletuner.models.ltxvideo.packing import unpack
+    from simpletuner.models.ltxvideo.sampling import generate_latents, noise_levels
+
+    transformer, source, autoencoder, request = parts(release)
+    request = replace(request, guidance=1.0, num_inference_steps=5)
+    seen, steps = [], []
+    hook = transformer.register_forward_hook(
+        lambda _, __, kwargs, output: seen.append((kwargs["hidden_states"], output[0])), with_kwargs=True
+    )
+    latents = generate_latents(transformer, source, autoencoder, request, steps.append)
+    hook.remove()
+    levels = noise_levels(source.version.schedule, request).tolist()
+    for step, (noised, velocity), now, after in zip(steps, seen, levels[:-1], levels[1:], strict=True):
+        expected = unpack(noised - now * velocity, 2, 2, 3)
+        torch.testing.assert_close(step.clean_latents, expected, rtol=1e-5, atol=1e-5)
+        assert step.sigma == after
+    assert torch.equal(steps[-1].clean_latents, latents)
+    assert not torch.allclose(steps[0].clean_latents, latents, atol=1e-2)
+
+
+def test_noise_may_come_from_the_device_s_own_generator(parts):
+    from simpletuner.models.ltxvideo.sampling import generate_latents
+
+    transformer, source, autoencoder, request = parts("0.9.5")
+    on_cpu = generate_latents(transformer, source, autoencoder, request)
+    # On the CPU both are the same generator; the path itself is what runs here.
+    assert torch.equal(generate_latents(transformer, source, autoencoder, replace(request, draws_on_device=True)), on_cpu)
