@@ -6,6 +6,8 @@ something changes that eyes would notice only side by side: pictures that wash o
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -88,7 +90,7 @@ def motion(planes: Plane, frame_rate: float) -> float:
     while planes.shape[2] > _MOTION_WIDTH_PX and min(planes.shape[1:]) >= 4 * _BLOCK_PX:
         planes = _halved(planes)
     blocks = _blocks(planes)
-    speeds = [speed for before, after in zip(blocks[:-1], blocks[1:], strict=True) for speed in _shifts(before, after)]
+    speeds = [speed for before, after in itertools.pairwise(blocks) for speed in _shifts(before, after)]
     if not speeds:
         return 0.0
     return float(np.mean(speeds) / planes.shape[1] * frame_rate * 100)

@@ -23,7 +23,7 @@ from simpletuner.config.run_config import ValidationPrompt
 from simpletuner.config.sections.validation import ValidationSection
 from simpletuner.core.errors import UserError
 from simpletuner.events.types import Event, Noticed, StageAdvanced, StageFinished, StageStarted, VideoGenerated
-from simpletuner.models.family import Autoencoder, GenerationRequest, ModelFamily, Source
+from simpletuner.models.family import Autoencoder, GenerationRequest, GenerationStep, ModelFamily, Source
 from simpletuner.validation.first_frame import read_first_frame
 from simpletuner.validation.video_file import Frames, write_still, write_video
 
@@ -250,9 +250,9 @@ def _write(path: Path, frames: Frames, frame_rate: float, recipe: Mapping[str, A
     write_video(path, frames, frame_rate, recipe)
 
 
-def _progress(offset: int, job: VideoJob, emit: Callable[[Event], None]) -> Callable[[int], None]:
+def _progress(offset: int, job: VideoJob, emit: Callable[[Event], None]) -> Callable[[GenerationStep], None]:
     detail = f"{job.prompt.nickname} {job.width}x{job.height}"
-    return lambda done: emit(StageAdvanced(STAGE, offset + done, detail))
+    return lambda step: emit(StageAdvanced(STAGE, offset + step.number, detail))
 
 
 def _undisturbed() -> AbstractContextManager[None]:

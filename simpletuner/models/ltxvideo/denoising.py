@@ -7,6 +7,7 @@ pipelines of Diffusers compute for each release.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -48,7 +49,7 @@ def denoise(
     if first_latent is not None:
         latents[:, :, :1] = first_latent.to(latents)
     rows = levels.tolist()
-    for number, (now, after) in enumerate(zip(rows[:-1], rows[1:], strict=True), start=1):
+    for number, (now, after) in enumerate(itertools.pairwise(rows), start=1):
         velocity = _guided_velocity(transformer, source, request, latents, now, clean_first=bool(given))
         if given:
             velocity[:, :, :1] = 0  # what is given stays

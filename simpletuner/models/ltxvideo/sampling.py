@@ -90,7 +90,11 @@ def noise_levels(schedule: Schedule, request: GenerationRequest) -> Tensor:
     if schedule == "linear_quadratic":
         return torch.cat([torch.as_tensor(linear_quadratic_schedule(steps), dtype=torch.float32), torch.zeros(1)])
     scheduler = build_scheduler(schedule, steps)
-    frames, height, width = (request.num_frames - 1) // TEMPORAL + 1, request.height // SPATIAL, request.width // SPATIAL
+    frames, height, width = (
+        (request.num_frames - 1) // TEMPORAL + 1,
+        request.height // SPATIAL,
+        request.width // SPATIAL,
+    )
     mu = calculate_shift(frames * height * width, *_SHIFT_TOKENS, *_SHIFT_MU)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
     levels: Tensor = scheduler.sigmas

@@ -82,7 +82,8 @@ def test_motion_of_a_part_and_of_nothing():
     picture = texture(128, 192)
     planes = np.stack([np.roll(picture, 4 * t, 1) for t in range(5)])
     planes[:, :64] = picture[:64]
-    assert motion(planes.astype(np.float32), 25.0) == pytest.approx(2 / 128 * 25 * 100, rel=0.15)  # a few blocks see both
+    # A few blocks see both halves.
+    assert motion(planes.astype(np.float32), 25.0) == pytest.approx(2 / 128 * 25 * 100, rel=0.15)
     flat = (np.linspace(0, 1, 5)[:, None, None] * np.ones((1, 128, 192))).astype(np.float32)
     assert motion(flat, 25.0) == 0
 

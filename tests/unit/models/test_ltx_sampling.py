@@ -201,4 +201,5 @@ def test_noise_may_come_from_the_device_s_own_generator(parts):
     transformer, source, autoencoder, request = parts("0.9.5")
     on_cpu = generate_latents(transformer, source, autoencoder, request)
     # On the CPU both are the same generator; the path itself is what runs here.
-    assert torch.equal(generate_latents(transformer, source, autoencoder, replace(request, draws_on_device=True)), on_cpu)
+    request = replace(request, draws_on_device=True)
+    assert torch.equal(generate_latents(transformer, source, autoencoder, request), on_cpu)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from simpletuner.caching.prompts import PromptCache, PromptSettings, cache_prompts
 from simpletuner.config.sections.validation import ValidationSection
 from simpletuner.events.types import Event
-from simpletuner.models.family import GenerationRequest
+from simpletuner.models.family import GenerationRequest, GenerationStep
 
 WORDS = 6
 
@@ -62,13 +62,13 @@ class NoiseFamily:
         source: Any,
         autoencoder: Any,
         request: GenerationRequest,
-        on_step: Callable[[int], None] | None = None,
+        on_step: Callable[[GenerationStep], None] | None = None,
     ) -> np.ndarray:
         self.requests.append(request)
         assert not torch.is_grad_enabled()
-        for done in range(1, request.num_inference_steps + 1):
+        for done in range(1, (total := request.num_inference_steps) + 1):
             if on_step is not None:
-                on_step(done)
+                on_step(GenerationStep(done, total, 1 - done / total, torch.full((1, 4, 2, 2, 3), float(done))))
         torch.rand(5)  # careless on purpose: the caller must put the random state back
         error = self.fail_on(request)
         if error is not None:
