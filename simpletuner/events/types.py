@@ -102,6 +102,25 @@ class VideoGenerated(Event):
     seed: int
     path: str
     seconds: float
+    number: int = 1  # of several videos of one prompt and size, from 1
+    measures: Mapping[str, float] = field(default_factory=dict)  # see maths/video_measures.py; "likeness" to the base
+
+
+@dataclass(frozen=True)
+class PreviewGenerated(Event):
+    """A small animated picture of a video in the making: what the model expects it to become."""
+
+    step: int  # optimizer steps done
+    weights: Literal["base", "adapter", "ema"]
+    nickname: str
+    prompt: str
+    width: int  # pixels of the video, not of the preview
+    height: int
+    inference_step: int  # denoising steps done, from 1
+    inference_steps: int
+    sigma: float  # noise level that is left
+    path: str  # a GIF that repeats for ever
+    number: int = 1  # as in VideoGenerated
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from simpletuner.events.types import (
     CheckpointSaved,
     Event,
     Noticed,
+    PreviewGenerated,
     RunFinished,
     RunStarted,
     StageAdvanced,
@@ -114,6 +115,8 @@ class ConsoleSink:
         elif isinstance(event, VideoGenerated):
             self._summary.videos += 1
             self._say(f"Video ({event.weights}, step {event.step}): {event.path} ({told_duration(event.seconds)})")
+        elif isinstance(event, PreviewGenerated):
+            self._say(f"Preview (step {event.inference_step} of {event.inference_steps}): {event.path}", "dim")
         elif isinstance(event, Uploaded):
             self._say(f"Uploaded {event.what} to {event.address} ({told_duration(event.seconds)})")
         elif isinstance(event, RunFinished):
