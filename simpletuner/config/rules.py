@@ -14,6 +14,7 @@ from simpletuner.config.catalogs.optimizers import OPTIMIZERS
 from simpletuner.config.catalogs.sinks import TRACKERS
 from simpletuner.config.draft import Draft, Rule, note, warning
 from simpletuner.config.hub_name import read_repository
+from simpletuner.config.memory_rules import MEMORY_RULES
 from simpletuner.config.method_rules import METHOD_RULES
 from simpletuner.config.sections.reporting import tracker_names
 from simpletuner.config.sections.validation import ValidationSection, parse_sizes
@@ -275,27 +276,6 @@ def _intervals(draft: Draft) -> Iterator[Problem]:
         )
 
 
-def _group_offload(draft: Draft) -> Iterator[Problem]:
-    if not draft.values["enable_group_offload"]:
-        return
-    where = draft.place("enable_group_offload")
-    if not draft.values["gradient_checkpointing"]:
-        yield warning(
-            "enable_group_offload = true with gradient_checkpointing = false",
-            "The graph keeps every block's weights on the device, so nothing is saved",
-            "Set gradient_checkpointing to true",
-            where,
-        )
-    level = str(draft.values["base_model_precision"])
-    if draft.values["group_offload_to_disk_path"] and level.endswith("-torchao"):
-        yield Problem(
-            f"group_offload_to_disk_path with base_model_precision = {show(level)}",
-            "TorchAO's tensors cannot be written to disk group by group",
-            "Remove group_offload_to_disk_path, or use another level",
-            draft.place("group_offload_to_disk_path"),
-        )
-
-
 def _moving_files(draft: Draft) -> Iterator[Problem]:
     place = draft.place("delete_problematic_images")
     if draft.values["delete_problematic_images"] and place != COMMAND_LINE:
@@ -310,6 +290,7 @@ def _moving_files(draft: Draft) -> Iterator[Problem]:
 RULES: tuple[Rule, ...] = (
     *METHOD_RULES,
     *ADAPTER_RULES,
+    *MEMORY_RULES,
     Rule(("model_family", "model_type"), _model_named, "both must be named"),
     Rule(("model_flavour", "model_family", "pretrained_model_name_or_path"), _flavour_known,
          "the release must be known, and only counts without a path"),
@@ -332,6 +313,4 @@ RULES: tuple[Rule, ...] = (
          "it must be a name the Hub takes, and only counts when something is uploaded"),
     Rule(("aspect_bucket_alignment",), _aspect_grid, "a multiple of 32"),
     Rule(("checkpoint_step_interval", "max_train_steps"), _intervals, "tells when only the end is saved"),
-    Rule(("enable_group_offload", "gradient_checkpointing", "group_offload_to_disk_path", "base_model_precision"),
-         _group_offload, "group offload needs checkpointing, and disk offload plain weights"),
 )  # fmt: skip

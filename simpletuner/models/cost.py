@@ -112,6 +112,10 @@ class ModelCost(Protocol):
         """Full name -> (inputs, outputs) of every linear layer of the transformer."""
 
     @property
+    def blocks(self) -> tuple[int, int]:
+        """How many repeated blocks the transformer has, and the values of one."""
+
+    @property
     def text_width(self) -> int:
         """Width of the text features."""
 

@@ -127,7 +127,13 @@ class ModelFamily(Protocol):
     ) -> Autoencoder: ...
 
     def load_prompt_encoder(
-        self, source: Source, dtype: torch.dtype, device: torch.device, *, precision: str = "no_change"
+        self,
+        source: Source,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        precision: str = "no_change",
+        streamed: bool = False,
     ) -> PromptEncoder: ...
 
     def load_transformer(self, source: Source, dtype: torch.dtype, device: torch.device) -> nn.Module: ...

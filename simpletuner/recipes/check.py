@@ -127,7 +127,7 @@ def check_run(
         found += cost_source(str(config.model.model_family)).inspect(config.model)
         found += _target_names(draft, forecast.cost)
         found += _lycoris_names(config, draft, forecast.cost)
-        found += check_forecast(forecast, config, _reference(forecast, card, machine))
+        found += check_forecast(forecast, config, _reference(forecast, card, machine), machine)
     found += _hub_answer(probe, config, draft)
     problems = tuple(sorted(dict.fromkeys(found), key=lambda problem: ORDER[problem.severity]))
     return Checked(problems, examination, survey, forecast, machine)

@@ -68,7 +68,11 @@ def fill_caches(
         texts_of(config, plan),
         for_texts,
         lambda: plan.family.load_prompt_encoder(
-            plan.source, text_dtype, host.device, precision=config.precision.text_encoder_1_precision
+            plan.source,
+            text_dtype,
+            host.device,
+            precision=config.precision.text_encoder_1_precision,
+            streamed=config.memory.group_offload_text_encoder,
         ),
         emit=emit,
     )

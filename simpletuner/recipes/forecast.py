@@ -22,6 +22,7 @@ from simpletuner.models.adapter_cost import LayerKind
 from simpletuner.models.cost import ModelCost, Operations, TrainedPart, cost_source
 from simpletuner.recipes.disk_plan import AVERAGE_BYTES, DiskPlan, plan_disk, trained_values
 from simpletuner.recipes.run_length import DataPlan, RunLength, assume_data, plan_data, plan_length, video_sizes
+from simpletuner.recipes.streaming_plan import StreamingPlan, plan_streaming
 from simpletuner.runtime.machine import Machine
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ class Forecast:
         data: Data plan; an assumed one where the clips were not read, None without a data set.
         length: Steps, checkpoints, validations.
         disk: What is written.
+        streaming: Where the frozen weights are.
         cards: One forecast per card.
     """
 
@@ -137,6 +139,7 @@ class Forecast:
     data: DataPlan | None
     length: RunLength
     disk: DiskPlan
+    streaming: StreamingPlan
     cards: tuple[CardForecast, ...]
 
     @property
@@ -159,9 +162,10 @@ def forecast_run(config: RunConfig, survey: Survey | None, cards: Sequence[CardR
     data = plan_data(config, survey) if survey is not None and survey.samples else assume_data(config)
     length = plan_length(config, data)
     disk = plan_disk(config, data, length, cost, trained)
-    desk = _Desk(config, cost, trained, data, length, machine)
+    streaming = plan_streaming(config.memory, cost, trained)
+    desk = _Desk(config, cost, trained, data, length, machine, streaming)
     return Forecast(
-        cost, trained, data, length, disk,
+        cost, trained, data, length, disk, streaming,
         tuple(CardForecast(card, desk.memory(card), desk.times(card)) for card in cards),
     )  # fmt: skip
 
@@ -232,7 +236,7 @@ class _Desk:
 
     def __init__(
         self, config: RunConfig, cost: ModelCost, trained: TrainedPart, data: DataPlan | None, length: RunLength,
-        machine: Machine,
+        machine: Machine, streaming: StreamingPlan,
     ) -> None:  # fmt: skip
         self._config = config
         self._cost = cost
@@ -240,6 +244,7 @@ class _Desk:
         self._data = data
         self._length = length
         self._machine = machine
+        self._streaming = streaming
         self._text_tokens = config.model.tokenizer_max_length
         self._vae_bytes = 2 if config.precision.vae_dtype == "bf16" else 4
         self._tiling = config.caching.vae_enable_tiling
@@ -282,7 +287,8 @@ class _Desk:
         for line in self._data.buckets:
             clip = self._cost.train_clip(line.tokens, self._text_tokens, self._trained)
             work = clip.times(line.draws / line.batches, launches=1)
-            epoch += line.batches * self._seconds(work, card, self._trained.weight_bytes)
+            seconds = self._seconds(work, card, self._trained.weight_bytes)
+            epoch += line.batches * self._streaming.seconds(seconds, 2, card)  # forward, and again going backward
         batches = float(self._config.schedule.gradient_accumulation_steps)
         if self._data.steps_per_epoch:
             batches = self._data.batches_per_epoch / self._data.steps_per_epoch
@@ -324,8 +330,9 @@ class _Desk:
         for width, height in video_sizes(self._config):
             call = self._cost.forward(self._tokens(width, height), self._text_tokens)
             steps = settings.validation_num_inference_steps
+            sampling = self._seconds(call.times(halves * steps, launches=steps), card, self._trained.weight_bytes)
             seconds += len(self._config.prompts) * (
-                self._seconds(call.times(halves * steps, launches=steps), card, self._trained.weight_bytes)
+                self._streaming.seconds(sampling, steps, card)
                 + self._seconds(
                     self._cost.decode_clip(width, height, settings.num_frames, tiling=self._tiling), card,
                     self._vae_bytes,
@@ -359,7 +366,7 @@ class _Desk:
         t, values = self._trained, trained_values(self._cost, self._trained)
         held = {"trained values": values * t.parameter_bytes, "optimizer states": values * t.state_bytes}
         if t.kind == "lora":
-            held = {"weights": self._cost.parameters["transformer"] * (t.base_bytes or t.weight_bytes), **held}
+            held = {"weights": self._streaming.resident_bytes, **held}
         average = self._config.average
         if average.use_ema and average.ema_device == "accelerator":
             held["averaged weights"] = values * AVERAGE_BYTES

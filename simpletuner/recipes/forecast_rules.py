@@ -14,23 +14,29 @@ from simpletuner.core.errors import Problem, Severity
 from simpletuner.events.wording import told_size
 from simpletuner.recipes.disk_plan import check_disk
 from simpletuner.recipes.forecast import CardForecast, Forecast
+from simpletuner.runtime.machine import Machine
 
 DAY_SECONDS = 24 * 3600.0
 LONG_SECONDS = 3 * DAY_SECONDS
 LARGE_VALIDATION_SHARE = 0.25
 MANY_EPOCHS = 1000
+ROOMY_SHARE = 0.7  # of the machine's memory; the rest is for the system, the loader and the first look at the weights
 
 
-def check_forecast(forecast: Forecast, config: RunConfig, reference: CardForecast | None) -> Iterator[Problem]:
+def check_forecast(
+    forecast: Forecast, config: RunConfig, reference: CardForecast | None, machine: Machine
+) -> Iterator[Problem]:
     """Findings of the plan rules: disk, memory, validation's share, runs of weeks, passes over the data.
 
     Args:
         forecast: The forecast.
         config: Where the options stand.
         reference: The card whose times and memory count; None skips what depends on a card.
+        machine: Whose RAM holds what is streamed.
     """
     yield from check_disk(forecast.disk)
     yield from _passes(forecast, config)
+    yield from _waiting(forecast, config, machine)
     if reference is not None:
         yield from _duration(forecast, config, reference)
         yield from _share(forecast, config, reference)
@@ -87,6 +93,19 @@ def _smaller(phase: str) -> str:
         "encoding captions": "Encode the captions on a machine with more memory; a cache can be copied",
         "validation": "Lower validation_resolution or validation_num_video_frames, or set vae_enable_tiling to true",
     }[phase]
+
+
+def _waiting(forecast: Forecast, config: RunConfig, machine: Machine) -> Iterator[Problem]:
+    waiting = forecast.streaming.waiting_bytes
+    if forecast.streaming.on_disk or waiting <= ROOMY_SHARE * machine.memory_bytes:
+        return
+    yield Problem(
+        f"the streamed blocks take {told_size(waiting)} of RAM, this machine has {told_size(machine.memory_bytes)}",
+        "What waits for its turn must fit beside everything else",
+        "Set group_offload_to_disk_path to a folder on a fast disk, or choose a smaller base_model_precision",
+        _place(config, "enable_group_offload"),
+        Severity.WARNING,
+    )
 
 
 def _passes(forecast: Forecast, config: RunConfig) -> Iterator[Problem]:

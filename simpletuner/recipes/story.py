@@ -31,6 +31,10 @@ def tell_plan(config: RunConfig, plan: RunPlan, host: Host, emit: Callable[[Even
     emit(StoryTold("Model", (("device", host.device_name), *plan.source.describe())))
     for note in plan.found.notes:
         emit(Noticed("note", note))
+    if config.memory.group_offload_use_stream and config.memory.streams_blocks and host.device.type != "cuda":
+        emit(
+            Noticed("note", f"group_offload_use_stream has no effect on {host.device_name}: copies are not overlapped")
+        )
     for line in _left_out_lines(plan):
         emit(Noticed("warning", line))
     used = {(sample.dataset, sample.path) for sample in plan.samples}
@@ -90,6 +94,9 @@ def _methods(config: RunConfig, state: TrainState, samples: tuple[Sample, ...]) 
     precision = config.precision
     if precision.base_model_precision != "no_change":
         lines.append(("base", f"its blocks are stored as {precision.base_model_precision}"))
+    if (streamer := state.trainable.streamer) is not None:
+        place = "on disk" if config.memory.group_offload_to_disk_path else "in RAM"
+        lines.append(("streaming", f"{streamer.groups} groups wait {place}, two are on the device at a time"))
     if state.average is not None:
         lines.append(("average", f"looks back over about {state.average.horizon_steps:.0f} steps, exported as ema/"))
     given = sum(sample.is_i2v for sample in samples)

@@ -80,6 +80,7 @@ def train_from_config(config: RunConfig, advice: str = ADVICE) -> int:
                 outcome = run_session(session, stop)
             finally:
                 session.batches.close()
+                session.trainable.close()
         run.emit(RunFinished(session.state.step, outcome, _next_words(session, outcome, advice)))
         write_report(folder, title=name)
     return ExitCode.INTERRUPTED if outcome == "stopped" else ExitCode.OK
@@ -119,7 +120,7 @@ def begin_session(
         prefetch=config.data.dataloader_prefetch_qlen if config.data.dataloader_prefetch else 0,
     )
     total_steps = config.schedule.max_train_steps or config.schedule.num_train_epochs * batches.steps_per_epoch
-    trainable = build_trainable(plan.family, plan.source, config, host.device)
+    trainable = build_trainable(plan.family, plan.source, config, host.device, str(run.folder.resolve()))
     if config.precision.base_model_precision != "no_change":
         refuse_deaf_layers(trainable, plan.family, plan.source, config.precision.base_model_precision)
     state = TrainState.begin(trainable, batches, config, total_steps)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 ALIGNMENT = 64  # bytes; more than any dtype or copy engine asks for
 
@@ -53,12 +54,12 @@ def frozen_weights(block: nn.Module) -> list[FrozenWeight]:
 
 
 def _take_apart(module: nn.Module, name: str, parameter: nn.Parameter) -> FrozenWeight:
-    # bitsandbytes' LLM.int8 layer keeps its numbers outside its weight.
+    # bitsandbytes is not imported for two names; its LLM.int8 layer keeps its numbers outside its weight.
     if name == "weight" and type(module).__name__ == "Linear8bitLt":
         return _eight_bit(module)
-    if hasattr(parameter, "quant_state"):
+    if type(parameter).__name__ == "Params4bit":
         leaves, build = _four_bit(parameter)
-    elif hasattr(parameter, "__tensor_flatten__"):
+    elif is_traceable_wrapper_subclass(parameter):
         leaves, build = _subclass(parameter)
     else:
         leaves, build = [parameter.data], lambda tensors: nn.Parameter(tensors[0], requires_grad=False)
@@ -88,7 +89,7 @@ def _subclass(weight: Tensor) -> tuple[list[Tensor], Build]:
     parts: list[tuple[str, int, Build]] = []
     for name in names:
         inner = getattr(weight, name)
-        own, build = _subclass(inner) if hasattr(inner, "__tensor_flatten__") else ([inner], lambda tensors: tensors[0])
+        own, build = _subclass(inner) if is_traceable_wrapper_subclass(inner) else ([inner], lambda tensors: tensors[0])
         leaves += own
         parts.append((name, len(own), build))
 

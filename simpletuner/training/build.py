@@ -27,6 +27,8 @@ from simpletuner.core.errors import UserError
 from simpletuner.models.adapters.adapter import Adapter
 from simpletuner.models.family import ModelFamily, Source
 from simpletuner.models.precision.quantize import quantize_blocks
+from simpletuner.runtime.streaming import BlockStreamer
+from simpletuner.training.offload import clear_scratch, scratch_folder, stream_blocks
 
 _WEIGHT_DTYPES: Final = {"no": torch.float32, "bf16": torch.bfloat16}
 _PARAMETER_DTYPES: Final = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -69,6 +71,8 @@ class Trainable:
         draws_dropout: Whether the forward pass draws from torch's global generator.
         facts: What a checkpoint compares: rank, alpha, targets, number format.
         skips_layers: Whether a forward pass may leave out whole layers of the adapter, which then get no gradient.
+        streamer: Brings blocks to the device that do not stay there; None when all stay.
+        scratch: Where their weights lie on disk, if they do.
     """
 
     transformer: nn.Module
@@ -80,6 +84,8 @@ class Trainable:
     draws_dropout: bool
     facts: Mapping[str, Any]
     skips_layers: bool = False
+    streamer: BlockStreamer | None = None
+    scratch: Path | None = None
 
     @property
     def trained_count(self) -> int:
@@ -116,20 +122,33 @@ class Trainable:
         """Write what was trained as the file or folder of its kind."""
         self.adapter.save(path, metadata)
 
+    def close(self) -> None:
+        """Stop streaming and remove what was put on disk for it; the model is of no use afterwards."""
+        if self.streamer is not None:
+            self.streamer.close()
+            clear_scratch(self.scratch)
+
     def plain_weights(self) -> AbstractContextManager[None]:
         """While open, the transformer computes as if it had no adapter (see `Adapter.keeps_base`)."""
         return self.adapter.disabled()
 
 
-def build_trainable(family: ModelFamily, source: Source, config: BuildSettings, device: torch.device) -> Trainable:
+def build_trainable(
+    family: ModelFamily, source: Source, config: BuildSettings, device: torch.device, scratch: str = ""
+) -> Trainable:
     """Load the transformer, freeze it, attach the adapter in the optimizer's number format.
+
+    Args:
+        scratch: What tells this run from others on this machine, for the name of its folder of streamed blocks.
 
     Raises:
         UserError: If a target matches no layer, or the number format cannot be trained.
     """
     adapter = config.adapter
     dtype = weight_dtype(config.precision)
-    transformer = load_frozen(family, source, config.precision, dtype, device)
+    # What is streamed never lies on the device whole, so everything is prepared on the CPU.
+    place = torch.device("cpu") if config.memory.streams_blocks else device
+    transformer = load_frozen(family, source, config.precision, dtype, place)
     parameter_dtype = _PARAMETER_DTYPES[OPTIMIZERS[config.optimizer.optimizer].parameter_dtype]
     is_full = config.model.model_type == "full"
     build = ADAPTERS.load("full" if is_full else adapter.lora_type)
@@ -137,6 +156,9 @@ def build_trainable(family: ModelFamily, source: Source, config: BuildSettings, 
     if config.memory.gradient_checkpointing:
         cast(_Checkpointing, transformer).enable_gradient_checkpointing()
     transformer.train()
+    streamer = None
+    if config.memory.streams_blocks:
+        streamer = stream_blocks(transformer, family.block_list, attached, config.memory, device, scratch)
     return Trainable(
         transformer=transformer,
         family=family,
@@ -151,6 +173,8 @@ def build_trainable(family: ModelFamily, source: Source, config: BuildSettings, 
             "base_model_precision": config.precision.base_model_precision,
         },
         skips_layers=not is_full and config.lycoris is not None and config.lycoris.skips_layers,
+        streamer=streamer,
+        scratch=scratch_folder(config.memory, scratch),
     )
 
 

@@ -29,6 +29,7 @@ class CardRow:
         bandwidth_bytes: Memory traffic per second.
         launch_seconds: Host time to start one kernel from Python, autograd included.
         context_bytes: What the driver, its libraries and the allocator take for themselves.
+        link_bytes: From pinned memory to the card per second.
         capability: CUDA compute capability; (0, 0) for anything else.
         patterns: Lower-case regular expressions that the machine's own name for the card matches.
         measured: Which fields have been measured, and by whom; empty when all are estimates.
@@ -43,6 +44,7 @@ class CardRow:
     bandwidth_bytes: float
     launch_seconds: float = 15e-6
     context_bytes: float = 0.8 * GIGA
+    link_bytes: float = 25 * GIGA
     capability: tuple[int, int] = (0, 0)
     patterns: tuple[str, ...] = ()
     measured: str = ""
@@ -66,8 +68,10 @@ def _cuda(
     """A CUDA card; `rates` are TFLOP/s of matrices, attention and convolutions, and TB/s of memory."""
     matrix, attention, convolution, bandwidth = (rate * TERA for rate in rates)
     return CardRow(
-        label, memory_gib * GIB, matrix, attention, convolution, bandwidth, launch_seconds, capability=capability,
-        patterns=patterns, measured=measured,
+        label, memory_gib * GIB, matrix, attention, convolution, bandwidth, launch_seconds,
+        # PCIe 5 from Hopper on, 4 from Ampere on, 3 before (the project's performance notes, section 5.4).
+        link_bytes=(50 if capability >= (9, 0) else 25 if capability >= (8, 0) else 12) * GIGA,
+        capability=capability, patterns=patterns, measured=measured,
     )  # fmt: skip
 
 
@@ -97,7 +101,7 @@ CARDS: Mapping[str, CardRow] = {
         patterns=(r"\bapple\b",),
     ),
     "cpu": CardRow(
-        "CPU", 0, 0.1 * TERA, 0.05 * TERA, 0.05 * TERA, 8 * GIGA, 5e-6, 0.6 * GIGA, per_core=True,
+        "CPU", 0, 0.1 * TERA, 0.05 * TERA, 0.05 * TERA, 8 * GIGA, 5e-6, 0.6 * GIGA, link_bytes=8 * GIGA, per_core=True,
     ),
 }  # fmt: skip
 

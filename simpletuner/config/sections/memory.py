@@ -6,7 +6,6 @@ from typing import Literal
 
 from simpletuner.config.option import Section, option
 
-GROUP = "group offload"
 RAMTORCH = "RamTorch offload"
 
 
@@ -49,28 +48,39 @@ class MemorySection(Section):
     enable_group_offload: bool = option(
         False, "Keep groups of transformer blocks in RAM and fetch them when needed.",
         "将 transformer 块分组放在内存中，需要时再取。",
-        guide=True, planned=GROUP, excludes=("enable_model_cpu_offload", "ramtorch", "musubi_blocks_to_swap"),
+        guide=True, excludes=("enable_model_cpu_offload", "ramtorch", "musubi_blocks_to_swap"),
     )  # fmt: skip
-    group_offload_type: Literal["block_level"] = option(
-        "block_level", "Granularity of group offload.", "组卸载的粒度。", guide=True, level="advanced",
-        planned_values={"leaf_level": GROUP},
+    group_offload_type: Literal["block_level", "leaf_level"] = option(
+        "block_level",
+        "Granularity of group offload. Leaf level streams single blocks: going backward, a block needs all its "
+        "weights together.",
+        "组卸载的粒度。leaf_level 按单个块流式取用：反向传播时一个块需要同时持有其全部权重。",
+        guide=True, level="advanced",
     )  # fmt: skip
     group_offload_blocks_per_group: int = option(
-        1, "Blocks fetched together.", "一次取回的块数。", ge=1, guide=True, level="advanced", planned=GROUP
-    )
+        1, "Blocks fetched together; two such groups are on the device at a time.",
+        "一次取回的块数；设备上同时最多有两组。", ge=1, guide=True, level="advanced",
+    )  # fmt: skip
     group_offload_use_stream: bool = option(
-        False, "Overlap copies with arithmetic (CUDA).", "让复制与计算重叠（CUDA）。", guide=True, level="advanced",
-        planned=GROUP,
+        False, "Overlap copies with arithmetic (CUDA; elsewhere it has no effect).",
+        "让复制与计算重叠（CUDA；其他设备上无效）。", guide=True, level="advanced",
     )  # fmt: skip
     group_offload_to_disk_path: str | None = option(
-        None, "Folder for offloaded weights when RAM is short.", "内存不足时存放卸载权重的文件夹。", guide=True,
-        level="advanced", planned=GROUP,
+        None, "Folder for offloaded weights when RAM is short; each run has its own folder in it.",
+        "内存不足时存放卸载权重的文件夹；每次运行在其中使用自己的子文件夹。", guide=True, level="advanced",
     )  # fmt: skip
     group_offload_text_encoder: bool = option(
-        False, "Offload the text encoder in groups too.", "文本编码器也分组卸载。", level="expert", planned=GROUP
+        False,
+        "Stream the text encoder's blocks too, for cards that cannot hold it.",
+        "文本编码器的块也流式取用，适合放不下它的显卡。",
+        level="expert",
     )
     group_offload_vae: bool = option(
-        False, "Offload the autoencoder in groups too.", "自编码器也分组卸载。", level="expert", planned=GROUP
+        False,
+        "Offload the autoencoder in groups too.",
+        "自编码器也分组卸载。",
+        level="expert",
+        refused="the autoencoder has no row of equal blocks; vae_enable_tiling and vae_enable_slicing bound its memory",
     )
     enable_model_cpu_offload: bool = option(
         False, "Keep whole components in RAM while validating.", "验证时将整个组件放在内存中。", guide=True,
@@ -78,7 +88,7 @@ class MemorySection(Section):
     )  # fmt: skip
     musubi_blocks_to_swap: int = option(
         0, "Number of last blocks that stay in RAM and are streamed.", "留在内存并流式取用的末尾块数。", ge=0, le=27,
-        level="advanced", planned="block swap",
+        level="advanced",
     )  # fmt: skip
     musubi_block_swap_device: Literal["cpu"] = option(
         "cpu", "Where swapped blocks stay.", "被交换的块存放的位置。", level="expert"
@@ -114,3 +124,18 @@ class MemorySection(Section):
         True, "Drop gradients after a step instead of zeroing them.", "每步后丢弃梯度而不是清零。", level="expert",
         accepted_note="gradients are always dropped after a step",
     )  # fmt: skip
+
+    @property
+    def streams_blocks(self) -> bool:
+        """Whether blocks of the transformer wait in RAM or on disk and are brought when their turn comes."""
+        return self.enable_group_offload or self.musubi_blocks_to_swap > 0
+
+    @property
+    def blocks_per_group(self) -> int:
+        """Blocks that are brought together."""
+        grouped = self.enable_group_offload and self.group_offload_type == "block_level"
+        return self.group_offload_blocks_per_group if grouped else 1
+
+    def blocks_streamed(self, blocks: int) -> int:
+        """How many of so many blocks do not stay on the device."""
+        return blocks if self.enable_group_offload else min(self.musubi_blocks_to_swap, blocks)

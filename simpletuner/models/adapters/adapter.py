@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+import torch
 from torch import Tensor, nn
 
 ADAPTER_FILE: Final = "pytorch_lora_weights.safetensors"  # the name under which pipelines look for adapters
@@ -44,6 +45,9 @@ class Adapter(Protocol):
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trained tensors by name, in an order that does not change."""
+
+    def move(self, device: torch.device) -> None:
+        """Put what it holds beside the transformer's own tree on `device`, in place."""
 
     def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Put the tensors of a file that `save` wrote in the place of the trained ones, exactly.

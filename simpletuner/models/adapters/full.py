@@ -76,6 +76,9 @@ class FullWeights:
         matrices = {name: parameter for name, parameter in named.items() if name not in self.undecayed}
         return {**matrices, **{name: named[name] for name in named if name in self.undecayed}}
 
+    def move(self, device: torch.device) -> None:
+        """Nothing: all of it is part of the transformer."""
+
     def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         own = self.parameters()
         differing = sorted(

@@ -114,6 +114,9 @@ class LoraAdapter:
     def parameters(self) -> dict[str, nn.Parameter]:
         return adapter_parameters(self._transformer)
 
+    def move(self, device: torch.device) -> None:
+        """Nothing: all of it is part of the transformer."""
+
     def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         if any(name.startswith(LORA_LAYOUTS["comfyui"].prefix) for name in tensors):
             tensors = unscaled_tensors(tensors, "comfyui", self._scale, self._family)

@@ -171,6 +171,9 @@ class LycorisAdapter:
     def parameters(self) -> dict[str, nn.Parameter]:
         return dict(self._network.named_parameters())
 
+    def move(self, device: torch.device) -> None:
+        self._network.to(device)
+
     def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         own = self._network.state_dict()
         differing = sorted(name for name in {*own, *tensors} if _shape(own, name) != _shape(tensors, name))

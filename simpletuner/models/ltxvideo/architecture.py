@@ -118,6 +118,11 @@ class TransformerShape:
         tables = self.layers * 6 * self.width + 2 * self.width
         return linear + norms + tables
 
+    def block_parameters(self) -> int:
+        """All values of one block."""
+        first = [sizes for name, sizes in self.linear_layers().items() if name.startswith("transformer_blocks.0.")]
+        return sum(inputs * outputs + outputs for inputs, outputs in first) + 10 * self.width
+
     def _linear_layers(self) -> Iterator[tuple[str, tuple[int, int]]]:
         d = self.width
         yield "proj_in", (self.in_channels, d)

@@ -111,6 +111,10 @@ class LTXCost:
         return self.architecture.transformer
 
     @property
+    def blocks(self) -> tuple[int, int]:
+        return self.shape.layers, self.shape.block_parameters()
+
+    @property
     def text_width(self) -> int:
         return self.shape.text_channels
 

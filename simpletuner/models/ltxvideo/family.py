@@ -40,9 +40,15 @@ class LTXVideoFamily:
         return load_autoencoder(source, dtype, device, tiling=tiling)
 
     def load_prompt_encoder(
-        self, source: LTXSource, dtype: torch.dtype, device: torch.device, *, precision: str = "no_change"
+        self,
+        source: LTXSource,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        precision: str = "no_change",
+        streamed: bool = False,
     ) -> LTXPromptEncoder:
-        return load_prompt_encoder(source, dtype, device, precision)
+        return load_prompt_encoder(source, dtype, device, precision, streamed)
 
     def load_transformer(self, source: LTXSource, dtype: torch.dtype, device: torch.device) -> nn.Module:
         return calls.load_transformer(source, dtype, device)

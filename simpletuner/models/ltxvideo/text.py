@@ -18,6 +18,7 @@ from simpletuner.core.errors import UserError
 from simpletuner.models.ltxvideo.component_files import WEIGHTS_SUFFIX
 from simpletuner.models.ltxvideo.source import LTXSource
 from simpletuner.models.precision.quantize import quantize_blocks
+from simpletuner.runtime.streaming import BlockStreamer, move_resident
 
 
 class LTXPromptEncoder:
@@ -57,11 +58,16 @@ class LTXPromptEncoder:
 
 
 def load_prompt_encoder(
-    source: LTXSource, dtype: torch.dtype, device: torch.device, precision: str = "no_change"
+    source: LTXSource,
+    dtype: torch.dtype,
+    device: torch.device,
+    precision: str = "no_change",
+    streamed: bool = False,
 ) -> LTXPromptEncoder:
     """T5 in evaluation mode, with the source's token length, its blocks stored in `precision`.
 
-    It is quantized before it is moved, so that the device never holds it whole.
+    It is quantized before it is moved, so that the device never holds it whole; with `streamed` its blocks stay
+    in RAM and only two of them are on the device at a time.
 
     Raises:
         UserError: If weights are missing.
@@ -82,7 +88,12 @@ def load_prompt_encoder(
     model = model.eval().requires_grad_(False)
     # Transformers casts what enters `wo` to the format of its weight, which is none of numbers once it is quantized.
     quantize_blocks(model, precision, "block", spared="wo")
-    return LTXPromptEncoder(model.to(device), tokenizer, source.token_length)
+    if not streamed:
+        return LTXPromptEncoder(model.to(device), tokenizer, source.token_length)
+    blocks = list(model.encoder.block)
+    move_resident(model, device, blocks)
+    BlockStreamer(blocks, device, use_stream=True)
+    return LTXPromptEncoder(model, tokenizer, source.token_length)
 
 
 @contextlib.contextmanager

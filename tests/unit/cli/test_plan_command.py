@@ -94,7 +94,7 @@ def test_all_cards(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_plan_with_errors_tells_the_rest(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan.run(["--card", "h200", "enable_group_offload=true", "lora_rnak=4"]) == 2
+    assert plan.run(["--card", "h200", "ramtorch=true", "lora_rnak=4"]) == 2
     out = capsys.readouterr().out
     assert "The plan is for the run without the values they name." in out
     assert "96x64@9" in out

@@ -160,9 +160,10 @@ def test_apple_batch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     ("options", "part"),
     [
         ({"enable_group_offload": True, "enable_model_cpu_offload": True}, "exclude each other"),
-        ({"enable_group_offload": True, "gradient_checkpointing": False}, "so nothing is saved"),
-        ({"enable_group_offload": True, "base_model_precision": "int8-torchao", "group_offload_to_disk_path": "x"},
-         "cannot be written to disk group by group"),
+        ({"enable_group_offload": True, "gradient_checkpointing": False}, "so nothing would be saved"),
+        ({"enable_group_offload": True, "model_type": "full"}, "what is trained must stay on the device"),
+        ({"enable_group_offload": True, "group_offload_type": "leaf_level"}, "streams single blocks"),
+        ({"group_offload_use_stream": True}, "without enable_group_offload has no effect"),
         ({"masked_loss_probability": 0.5}, "masked loss must not be used with LTX-Video"),
         ({"flow_schedule_auto_shift": True, "flow_schedule_shift": 3}, "exclude each other"),
         ({"delete_problematic_images": "true"}, "Nothing is ever deleted"),
@@ -309,10 +310,10 @@ def test_every_page_sentence_names_an_option() -> None:
 
 
 def test_trial_of_a_refused_configuration(bench: Bench) -> None:
-    checked = bench.run(with_data=False, enable_group_offload=True, train_batch_size=3)
+    checked = bench.run(with_data=False, ramtorch=True, train_batch_size=3)
     assert checked.examination.config is None
     assert checked.examination.trial is not None
-    assert checked.examination.trial.memory.enable_group_offload is False
+    assert checked.examination.trial.memory.ramtorch is False
     assert checked.examination.trial.schedule.train_batch_size == 3
     assert examine([], {}, bench.folder / "nowhere").trial is None
 

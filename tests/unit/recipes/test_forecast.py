@@ -22,11 +22,13 @@ from simpletuner.core.errors import Severity, UserError
 from simpletuner.data.find import FoundSamples
 from simpletuner.data.sample import CropPlan, FramePlan, MediaInfo, Sample
 from simpletuner.models.adapter_cost import LayerKind
+from simpletuner.recipes import streaming_plan
 from simpletuner.recipes.disk_plan import DiskPlan, Volume, caption_tokens, check_disk
 from simpletuner.recipes.forecast import Forecast, choose_cards, forecast_run
 from simpletuner.recipes.forecast_rules import check_forecast
 from simpletuner.recipes.run_length import times_due
 from simpletuner.recipes.survey import Survey
+from simpletuner.runtime import streaming
 from simpletuner.runtime.machine import Machine
 from simpletuner.training.due import is_due
 
@@ -270,7 +272,7 @@ def test_without_clips_the_rest_is_told(tmp_path: Path) -> None:
 
 
 def texts_of(found: Forecast, config: RunConfig) -> list[str]:
-    return [str(problem) for problem in check_forecast(found, config, found.cards[0])]
+    return [str(problem) for problem in check_forecast(found, config, found.cards[0], MACHINE)]
 
 
 def test_share_of_validation(tmp_path: Path) -> None:
@@ -289,6 +291,52 @@ def test_room_and_passes(tmp_path: Path) -> None:
     assert any("It does not fit" in text for text in texts_of(forecast(tmp_path, "apple"), config))
     long = {"schedule": ScheduleSection(max_train_steps=100_000, train_batch_size=2)}
     assert any("each clip is trained about 20,000 times" in t for t in texts_of(forecast(tmp_path, **long), config))
+
+
+# Streaming --------------------------------------------------------------------------------------
+
+
+def streamed(tmp_path: Path, card: str = "rtx3090", **memory: Any) -> Forecast:
+    return forecast(tmp_path, card, memory=MemorySection(**memory))
+
+
+def test_groups_are_as_many_as_the_streamer_keeps() -> None:
+    assert streaming_plan.GROUPS_ON_DEVICE == streaming.GROUPS_ON_DEVICE
+
+
+def test_streaming_leaves_two_groups_on_the_card(tmp_path: Path) -> None:
+    resident, away = streamed(tmp_path), streamed(tmp_path, enable_group_offload=True)
+    weights = [found.cards[0].memory.phases["training"]["weights"] for found in (resident, away)]
+    count, values = resident.cost.blocks
+    assert weights[0] - weights[1] == (count - 2) * values * 2
+    assert away.streaming.waiting_bytes == count * values * 2
+    some = streamed(tmp_path, musubi_blocks_to_swap=7)
+    assert some.streaming.waiting_bytes == 7 * values * 2
+    pairs = streamed(tmp_path, enable_group_offload=True, group_offload_blocks_per_group=2)
+    assert pairs.streaming.resident_bytes - away.streaming.resident_bytes == 2 * values * 2
+
+
+def test_copies_lengthen_the_step_unless_they_overlap(tmp_path: Path) -> None:
+    plain, away, beside = (
+        streamed(tmp_path, **memory).cards[0].times.step
+        for memory in ({}, {"enable_group_offload": True},
+                       {"enable_group_offload": True, "group_offload_use_stream": True})
+    )  # fmt: skip
+    count, values = streamed(tmp_path).cost.blocks
+    assert None not in (plain, away, beside)
+    # There and back, every block over the card's link.
+    assert away - plain == pytest.approx(2 * count * values * 2 / CARDS["rtx3090"].link_bytes)
+    assert beside == pytest.approx(plain)  # 2,688 tokens and more hide the copies on this card
+
+
+def test_ram_for_what_waits(tmp_path: Path) -> None:
+    model = ModelSection(model_family="ltxvideo", model_type="lora", model_flavour="0.9.7")
+    settings = {"model": model, "memory": MemorySection(enable_group_offload=True)}
+    told = texts_of(forecast(tmp_path, **settings), run_of(tmp_path, **settings))
+    assert any("the streamed blocks take" in text for text in told)
+    on_disk = {"model": model, "memory": MemorySection(enable_group_offload=True, group_offload_to_disk_path="x")}
+    told = texts_of(forecast(tmp_path, **on_disk), run_of(tmp_path, **on_disk))
+    assert not any("the streamed blocks take" in text for text in told)
 
 
 # Cards, machines, adapters ----------------------------------------------------------------------

@@ -139,7 +139,7 @@ def test_looking_between_two_steps_changes_nothing(stream) -> None:
 def test_a_failing_block_leaves_its_own_weights_in_place(stream) -> None:
     model, _ = stream(build())
     block = model.transformer_blocks[3]
-    own = {name: parameter for name, parameter in block.named_parameters()}
+    own = dict(block.named_parameters())
 
     def fail(*_: Any) -> None:
         raise RuntimeError("no memory")

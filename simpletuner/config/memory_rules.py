@@ -1,0 +1,64 @@
+"""Rules about what stays in the card's memory: streaming of blocks, and what goes with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from simpletuner.config.draft import Draft, Rule, note
+from simpletuner.core.errors import Problem
+
+# Each switch, and the settings that only count with it.
+_OWNERS = {
+    "enable_group_offload": (
+        "group_offload_type", "group_offload_blocks_per_group", "group_offload_use_stream", "group_offload_to_disk_path"
+    ),
+    "musubi_blocks_to_swap": ("musubi_block_swap_device",),
+}  # fmt: skip
+
+
+def _streaming(draft: Draft) -> Iterator[Problem]:
+    switch = next((name for name in _OWNERS if draft.values[name]), None)
+    if switch is None:
+        return
+    told = draft.told(switch)
+    if not draft.values["gradient_checkpointing"]:
+        yield Problem(
+            f"{told} with gradient_checkpointing = false",
+            "The backward pass would keep every block's weights on the device, so nothing would be saved",
+            "Set gradient_checkpointing to true",
+            draft.place(switch),
+        )
+    if draft.values["model_type"] == "full":
+        yield Problem(
+            f"{told} with model_type = full",
+            "Streamed weights only travel one way: what is trained must stay on the device",
+            f"Remove {switch}, or train an adapter (model_type lora)",
+            draft.place(switch),
+        )
+
+
+def _leaves(draft: Draft) -> Iterator[Problem]:
+    if draft.values["enable_group_offload"] and draft.values["group_offload_type"] == "leaf_level":
+        yield note(
+            "group_offload_type = leaf_level streams single blocks",
+            "Going backward a block needs all its weights together, so smaller pieces would not lower the peak",
+            where=draft.place("group_offload_type"),
+        )
+
+
+def _idle(draft: Draft) -> Iterator[Problem]:
+    for owner, settings in _OWNERS.items():
+        idle = [name for name in settings if name in draft.given]
+        if idle and not draft.values[owner]:
+            yield note(f"{', '.join(idle)} without {owner} has no effect", where=draft.place(idle[0]))
+
+
+MEMORY_RULES: tuple[Rule, ...] = (
+    Rule(
+        ("enable_group_offload", "musubi_blocks_to_swap", "gradient_checkpointing", "model_type"),
+        _streaming,
+        "streamed blocks must be checkpointed and frozen",
+    ),
+    Rule(("enable_group_offload", "group_offload_type"), _leaves, "the smallest streamed group is a block"),
+    Rule(("enable_group_offload", "musubi_blocks_to_swap"), _idle, "settings of streaming count only with it"),
+)
