@@ -81,9 +81,9 @@ def _swapping(module: nn.Module, name: str, build: Build) -> Wear:
     return wear
 
 
-def _subclass(weight: Tensor) -> tuple[list[Tensor], Build]:
+def _subclass(weight: Any) -> tuple[list[Tensor], Build]:
     """A tensor subclass by PyTorch's own protocol for taking one apart, down to plain tensors."""
-    names, context = weight.__tensor_flatten__()  # type: ignore[attr-defined]
+    names, context = weight.__tensor_flatten__()
     kind, size, stride = type(weight), weight.size(), weight.stride()
     leaves: list[Tensor] = []
     parts: list[tuple[str, int, Build]] = []
@@ -96,7 +96,7 @@ def _subclass(weight: Tensor) -> tuple[list[Tensor], Build]:
     def rebuild(tensors: Sequence[Tensor]) -> Tensor:
         given = iter(tensors)
         inner = {name: build([next(given) for _ in range(count)]) for name, count, build in parts}
-        made: Tensor = kind.__tensor_unflatten__(inner, context, size, stride)  # type: ignore[attr-defined]
+        made: Tensor = kind.__tensor_unflatten__(inner, context, size, stride)
         return made
 
     return leaves, rebuild
