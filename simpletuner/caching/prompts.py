@@ -12,7 +12,7 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -48,6 +48,7 @@ class PromptSettings:
         on_demand: Whether a prompt is encoded when it is first read.
         unwritten: Whether nothing is kept of what is encoded on demand.
         in_memory: Whether features stay in memory once they are read.
+        shared: Whether others keep their prompts in the folder too, so that what is not wanted here is no waste.
     """
 
     folder: Path
@@ -58,6 +59,7 @@ class PromptSettings:
     on_demand: bool = False
     unwritten: bool = False
     in_memory: bool = False
+    shared: bool = False
 
     def facts(self, text: str) -> dict[str, object]:
         """Everything that shapes the entry of `text`."""
@@ -161,6 +163,8 @@ def cache_prompts(
     keys = find_keys(texts, settings)
     reader = EntryReader([settings.folder])
     status = check_prompts(list(keys.values()), reader)
+    if settings.shared:
+        status = replace(status, stale=0)
     for sentence in status.sentences:
         emit(Noticed("warning" if status.damaged and sentence == status.sentences[0] else "note", sentence))
     missing = [text for text, key in keys.items() if key not in status.usable]

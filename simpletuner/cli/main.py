@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, Command] = {
     "plan": Command("plan", "tell what a run would do and cost: options, data, disk, memory, time"),
     "data": Command("data", "see what the trainer sees (inspect), or everything worth mending in the data (lint)"),
     "cache": Command("cache", "build, count, verify or prune the encoded clips and captions"),
+    "generate": Command("generate", "make videos from prompts, with the adapters of a run or any others"),
     "export": Command("export", "write an adapter in another program's layout, or merge it into a base model"),
     "options": Command("options", "list all options, or explain one"),
     "examples": Command("examples", "list, show or copy example configurations"),

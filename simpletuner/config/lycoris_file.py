@@ -74,6 +74,12 @@ class LycorisFile(LayerSettings):
     apply_preset: LayerChoice = Field(default_factory=LayerChoice)
 
     @property
+    def kinds(self) -> list[str]:
+        """The kinds that the file as a whole and its groups of layers name, each once."""
+        groups = (*self.apply_preset.module_algo_map.values(), *self.apply_preset.name_algo_map.values())
+        return list(dict.fromkeys([self.algo, *(group.algo for group in groups if group.algo)]))
+
+    @property
     def skips_layers(self) -> bool:
         """Whether a forward pass may leave whole layers without their adapter (`module_dropout`)."""
         preset = self.apply_preset

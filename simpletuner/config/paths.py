@@ -34,14 +34,17 @@ def expand(text: str) -> Path:
 
 def check_paths(draft: Draft, unreadable: frozenset[str], working_folder: Path) -> list[Problem]:
     """All findings about the model's parts, `output_dir` and `resume_from_checkpoint`."""
-    problems = [
-        problem for name in SOURCES if name not in unreadable for problem in _source(draft, name, working_folder)
-    ]
+    problems = check_sources(draft, unreadable, working_folder)
     if "output_dir" not in unreadable:
         problems.extend(_output(draft, working_folder))
         if "resume_from_checkpoint" not in unreadable:
             problems.extend(_resume(draft, working_folder))
     return problems
+
+
+def check_sources(draft: Draft, unreadable: frozenset[str], working_folder: Path) -> list[Problem]:
+    """All findings about where the model's parts come from."""
+    return [problem for name in SOURCES if name not in unreadable for problem in _source(draft, name, working_folder)]
 
 
 def _source(draft: Draft, name: str, working_folder: Path) -> Iterator[Problem]:

@@ -138,6 +138,9 @@ class ModelFamily(Protocol):
 
     def load_transformer(self, source: Source, dtype: torch.dtype, device: torch.device) -> nn.Module: ...
 
+    def empty_transformer(self, source: Source) -> nn.Module:
+        """The transformer without its weights (on the meta device), to look at its layers."""
+
     def predict(
         self,
         transformer: nn.Module,

@@ -14,7 +14,9 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor, nn
 
-ADAPTER_FILE: Final = "pytorch_lora_weights.safetensors"  # the name under which pipelines look for adapters
+from simpletuner.models.adapters import weights_file
+
+ADAPTER_FILE: Final = weights_file.ADAPTER_FILE
 
 
 class Adapter(Protocol):

@@ -21,9 +21,10 @@ from simpletuner.config.lycoris_file import LycorisFile
 from simpletuner.config.sections.adapter import AdapterSection
 from simpletuner.core.errors import UserError
 from simpletuner.core.files import staged_folder, write_json_atomic
+from simpletuner.models.adapters import weights_file
 from simpletuner.models.family import ModelFamily
 
-TRANSFORMER_FOLDER = "transformer"
+TRANSFORMER_FOLDER = weights_file.TRANSFORMER_FOLDER
 SUMMARY_NAME = "training_summary.json"
 SHARD_SIZE = "5GB"
 

@@ -27,6 +27,7 @@ from simpletuner.core.errors import Problem, UserError
 from simpletuner.core.files import write_atomic
 from simpletuner.models.adapters.adapter import ADAPTER_FILE
 from simpletuner.models.adapters.lora_file import read_tensors
+from simpletuner.models.adapters.weights_file import REPLACING_KINDS
 from simpletuner.models.family import ModelFamily
 from simpletuner.runtime.seeds import stream_seed
 
@@ -34,8 +35,6 @@ PREFIX = "lycoris"
 START_STREAM = "lycoris-start"
 # Keys of the file that are not settings of layers.
 _NOT_OF_LAYERS = frozenset({"algo", "multiplier", "linear_dim", "linear_alpha", "apply_preset"})
-# Kinds that change the layer's own weight.
-_REPLACING = frozenset({"full"})
 # Kinds that can work beside the layer instead of on its weight.
 _BESIDE_THE_LAYER = frozenset({"lokr", "loha", "locon", "lora"})
 # What the library takes under another name, and its own defaults for what a file does not say.
@@ -224,7 +223,7 @@ class LycorisAdapter:
     @property
     def _replaces_weights(self) -> bool:
         """Whether some layer's own weight is trained; a group of layers may be of another kind than the file."""
-        return not _REPLACING.isdisjoint(_kinds_of(self._file))
+        return not REPLACING_KINDS.isdisjoint(self._file.kinds)
 
     @contextlib.contextmanager
     def _unhooked(self) -> Iterator[None]:
@@ -303,19 +302,13 @@ def _refuse_without_bypass(file: LycorisFile) -> None:
     Raises:
         UserError: Naming the kinds that change the weight instead.
     """
-    lost = [algorithm for algorithm in _kinds_of(file) if algorithm not in _BESIDE_THE_LAYER]
+    lost = [algorithm for algorithm in file.kinds if algorithm not in _BESIDE_THE_LAYER]
     if lost:
         raise UserError(
             f"LyCORIS {', '.join(lost)} on a quantized base model",
             f"Only {', '.join(sorted(_BESIDE_THE_LAYER))} work beside quantized layers; the others change the weights",
             "Choose one of these, or set base_model_precision to no_change",
         )
-
-
-def _kinds_of(file: LycorisFile) -> list[str]:
-    """The kinds that the file as a whole and its groups of layers name, each once."""
-    groups = (*file.apply_preset.module_algo_map.values(), *file.apply_preset.name_algo_map.values())
-    return list(dict.fromkeys([file.algo, *(group.algo for group in groups if group.algo)]))
 
 
 def _of_group(group: LayerSettings) -> dict[str, Any]:

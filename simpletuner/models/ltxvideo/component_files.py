@@ -1,4 +1,4 @@
-"""Finds the files of one component, in a local folder or on the Hub, and reads safetensors headers.
+"""Finds the files of one component, in a local folder or on the Hub.
 
 Knows folders, repositories and file names; what the components mean is decided in `source.py`.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,6 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-_LARGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors format
 
 
 @dataclass(frozen=True)
@@ -175,46 +173,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"'{path}' holds no JSON object", "", "Download the checkpoint again")
     return content
-
-
-@dataclass(frozen=True)
-class TensorFacts:
-    """Header facts of one stored tensor; `kind` is the format's word for its dtype, such as "BF16"."""
-
-    kind: str
-    shape: tuple[int, ...]
-
-
-def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorFacts]]:
-    """Metadata and tensor facts of a safetensors file, without reading its weights.
-
-    Raises:
-        UserError: If the file is cut off or is no safetensors file.
-    """
-    raw = read_header_bytes(path)
-    content = json.loads(raw)
-    metadata = content.pop("__metadata__", {})
-    end = max((entry["data_offsets"][1] for entry in content.values()), default=0)
-    if path.stat().st_size < 8 + len(raw) + end:
-        raise _broken(path, f"it has {path.stat().st_size} bytes of {8 + len(raw) + end}")
-    return metadata, {name: TensorFacts(entry["dtype"], tuple(entry["shape"])) for name, entry in content.items()}
-
-
-def read_header_bytes(path: Path) -> bytes:
-    """The JSON header of a safetensors file as it stands there."""
-    with path.open("rb") as handle:
-        prefix = handle.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 0 < length <= _LARGEST_HEADER:
-            raise _broken(path, "its header is missing")
-        raw = handle.read(length)
-    if len(raw) != length or not raw.startswith(b"{"):
-        raise _broken(path, "its header is cut off")
-    return raw
-
-
-def _broken(path: Path, why: str) -> UserError:
-    return UserError(f"'{path}' is no complete safetensors file: {why}", "", "Download or copy it again")
 
 
 def _first_line(error: BaseException) -> str:

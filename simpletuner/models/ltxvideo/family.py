@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import LTXVideoTransformer3DModel
 from torch import Tensor, nn
 
 from simpletuner.config.catalogs.families import FAMILIES
@@ -16,6 +17,7 @@ from simpletuner.models.family import GenerationRequest, GenerationStep
 from simpletuner.models.ltxvideo import export, sampling
 from simpletuner.models.ltxvideo import transformer as calls
 from simpletuner.models.ltxvideo.autoencoder import LTXAutoencoder, load_autoencoder
+from simpletuner.models.ltxvideo.loading import empty_module
 from simpletuner.models.ltxvideo.lora_names import find_layer
 from simpletuner.models.ltxvideo.source import LTXSource, resolve_source
 from simpletuner.models.ltxvideo.text import LTXPromptEncoder, load_prompt_encoder
@@ -52,6 +54,10 @@ class LTXVideoFamily:
 
     def load_transformer(self, source: LTXSource, dtype: torch.dtype, device: torch.device) -> nn.Module:
         return calls.load_transformer(source, dtype, device)
+
+    def empty_transformer(self, source: LTXSource) -> nn.Module:
+        transformer: nn.Module = empty_module(LTXVideoTransformer3DModel, source.transformer)
+        return transformer
 
     def predict(
         self,

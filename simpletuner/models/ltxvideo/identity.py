@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from simpletuner.models.ltxvideo.component_files import read_header_bytes
+from simpletuner.models.tensor_file import read_header_bytes
 
 _WHOLE_BYTES = 8 * 1024 * 1024  # files up to this size are read completely
 # Of each tensor in a larger file: pieces spread evenly; statistics and norms are read completely.

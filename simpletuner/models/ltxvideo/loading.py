@@ -34,12 +34,17 @@ def build_module(model_class: Any, component: Component, dtype: torch.dtype | No
     Raises:
         UserError: If tensors are missing, left over, or of another shape than the configuration says.
     """
-    with torch.device("meta"):
-        module = model_class.from_config(dict(component.config))
+    module = empty_module(model_class, component)
     tensors = load_tensors(component, dtype, device)
     _check_tensors(component, module.state_dict(), tensors)
     module.load_state_dict(tensors, strict=True, assign=True)
     return module.eval()
+
+
+def empty_module(model_class: Any, component: Component) -> Any:
+    """A Diffusers model with a component's configuration and no memory for its weights (the meta device)."""
+    with torch.device("meta"):
+        return model_class.from_config(dict(component.config))
 
 
 def _check_tensors(component: Component, wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from simpletuner.core.errors import UserError
-from simpletuner.models.ltxvideo.component_files import TensorFacts, read_header
 from simpletuner.models.ltxvideo.versions import AutoencoderKind, autoencoder_kind_of_file
 from simpletuner.models.ltxvideo.weights import transformer_names
+from simpletuner.models.tensor_file import TensorFacts, read_header
 
 CLASS_NAME = "LTXVideoTransformer3DModel"
 _RELEASED_HEAD_WIDTHS = {2048: 64, 4096: 128}  # transformer width -> width of one head
