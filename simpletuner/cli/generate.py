@@ -32,6 +32,9 @@ Every other option about the model and its number formats is taken as for `simpl
 
 def run(words: list[str]) -> int:
     """Generate; gives the exit code."""
+    if "-h" in words or "--help" in words:
+        sys.stdout.write(_parser().format_help())
+        return ExitCode.OK
     own, rest = _parser().parse_known_args(words)
     complaint = set_up_logging(log_level(process_environment()))
     if complaint:

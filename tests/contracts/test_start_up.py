@@ -32,6 +32,8 @@ COMMANDS = [
     (["configure"], 2),
     (["configure", "--print-questions"], 0),
     (["completion", "bash"], 0),
+    (["generate", "--help"], 0),
+    (["generate", "--run", "nowhere", "--adapter", "nope:0.5", "--prompt", "x"], 2),
     (["train", "--config", "nope.json"], 2),
 ]
 
