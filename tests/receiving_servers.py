@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import datetime
 import hashlib
 import json
 import re
+import ssl
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 
 @dataclass
@@ -164,19 +172,49 @@ def _json(value: Any, status: int = 200) -> Answer:
 
 
 @contextlib.contextmanager
-def _running(kind: type[_Receiver]) -> Iterator[Desk]:
+def _running(kind: type[_Receiver], secured: ssl.SSLContext | None = None) -> Iterator[Desk]:
     desk = Desk()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (kind,), {"desk": desk}))
+    if secured is not None:
+        # A handshake that fails is then an affair of the connection, not of the server.
+        server.socket = secured.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        server.handle_error = lambda *words: None  # type: ignore[method-assign]
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
-    desk.url = f"http://127.0.0.1:{server.server_address[1]}"
+    desk.url = f"http{'s' if secured else ''}://127.0.0.1:{server.server_address[1]}"
     try:
         yield desk
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def _self_signed(folder: Path) -> Path:
+    """A certificate that nobody vouches for, with its key, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    certificate = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        .serial_number(1).not_valid_before(now).not_valid_after(now + datetime.timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )  # fmt: skip
+    path = folder / "certificate.pem"
+    plain = serialization.NoEncryption()
+    path.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+        + certificate.public_bytes(serialization.Encoding.PEM)
+    )
+    return path
+
+
+def secure_webhook_server(folder: Path) -> contextlib.AbstractContextManager[Desk]:
+    """Takes posts over TLS, with a certificate that nobody vouches for."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(_self_signed(folder))
+    return _running(_Receiver, context)
 
 
 def webhook_server() -> contextlib.AbstractContextManager[Desk]:

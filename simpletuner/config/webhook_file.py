@@ -19,6 +19,11 @@ from simpletuner.core.errors import Problem, Severity
 
 KINDS = ("discord", "raw")
 LEVELS = ("critical", "error", "warning", "info", "debug")
+# Types of raw events, which `events` chooses from.
+MESSAGE_TYPES = (
+    "notification", "lifecycle.stage", "training.status", "training.checkpoint", "training.validation",
+    "validation.image", "training.summary", "error",
+)  # fmt: skip
 URL_KEYS: Mapping[str, str] = {"discord": "webhook_url", "raw": "callback_url"}
 
 
@@ -26,7 +31,7 @@ class Webhook(BaseModel):
     """One receiver.
 
     `webhook_url` belongs to Discord and carries its key; `callback_url` receives raw events as JSON,
-    with `auth_token` in the header `X-API-Key`.
+    with `auth_token` in the header `X-API-Key`. `events` keeps only messages of these types; None keeps all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -36,6 +41,7 @@ class Webhook(BaseModel):
     callback_url: str | None = Field(None, repr=False)
     message_prefix: str | None = None
     log_level: Literal["critical", "error", "warning", "info", "debug"] = "info"
+    events: tuple[str, ...] | None = None
     ssl_no_verify: bool = False
     auth_token: str | None = Field(None, repr=False)
 
@@ -105,9 +111,25 @@ def _findings(entry: Mapping[str, Any], where: str) -> Iterator[Problem]:
     if level is not None and level not in LEVELS:
         yield Problem(f"log_level = {str(level)!r}", f"It must be one of: {', '.join(LEVELS)}",
                       did_you_mean(str(level), list(LEVELS)) or 'Write "info"', where)  # fmt: skip
+    yield from _event_findings(entry.get("events"), where)
     if kind == "discord" and entry.get("auth_token"):
         yield Problem("auth_token has no effect with webhook_type discord", "The address carries the key",
                       "Remove it", where, Severity.WARNING)  # fmt: skip
+
+
+def _event_findings(events: Any, where: str) -> Iterator[Problem]:
+    if events is None:
+        return
+    known = ", ".join(MESSAGE_TYPES)
+    if not isinstance(events, list) or not events:
+        yield Problem("events is no list of message types", f"Known: {known}",
+                      'Write for example ["training.checkpoint", "error"], or remove it to hear of everything',
+                      where)  # fmt: skip
+        return
+    for name in events:
+        if name not in MESSAGE_TYPES:
+            yield Problem(f"events names {str(name)!r}", f"Known: {known}",
+                          did_you_mean(str(name), list(MESSAGE_TYPES)) or "Remove it", where)  # fmt: skip
 
 
 def _is_address(text: Any) -> bool:

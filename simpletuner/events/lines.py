@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,26 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             record = _parse(line)
             if record is not None:
                 yield record
+
+
+def read_from(path: Path, offset: int, limit: int) -> list[tuple[dict[str, Any], int]]:
+    """Up to `limit` whole records behind `offset`, each with the offset behind its line.
+
+    A line that is still being written is left for the next call; lines that are no records are passed over.
+    """
+    found: list[tuple[dict[str, Any], int]] = []
+    try:
+        handle = path.open("rb")
+    except (FileNotFoundError, NotADirectoryError):
+        return found
+    with handle:
+        handle.seek(offset)
+        while len(found) < limit and (line := handle.readline()).endswith(b"\n"):
+            offset += len(line)
+            record = _parse(line)
+            if record is not None:
+                found.append((record, offset))
+    return found
 
 
 class LineFile:
@@ -77,12 +97,20 @@ class LineFile:
                 raise
         self._end += len(line)
 
+    @property
+    def size_bytes(self) -> int:
+        """Length of the file."""
+        return self._end
+
     def keep_only(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Rewrite the file, atomically, with only the `wanted` records."""
+        self.rewrite([record for record in read_lines(self._path) if wanted(record)])
+
+    def rewrite(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Replace the content, atomically."""
         os.close(self._descriptor)
         try:
-            kept = b"".join(encode_line(record) for record in read_lines(self._path) if wanted(record))
-            write_atomic(self._path, kept)
+            write_atomic(self._path, b"".join(encode_line(record) for record in records))
         finally:
             self._descriptor = _open(self._path)
         self._end, self.last = self._repair()

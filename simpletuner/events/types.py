@@ -1,19 +1,27 @@
 """The closed set of things that can happen in a run, each a frozen record of plain values.
 
-Every sink serialises these same records; a new kind of event is one more dataclass here. Events
-carry numbers, texts and paths only, so that a sink needs to know nothing of the model.
+Every sink serialises these same records; a new kind of event is one more dataclass here, and
+`records.py` reads it back from the journal by itself. Events carry numbers, texts and paths only, so
+that a sink needs to know nothing of the model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 
 @dataclass(frozen=True)
 class Event:
-    """Base of all events; the class name in snake case is the event's kind in the journal."""
+    """Base of all events; the class name in snake case is the event's kind in the journal.
+
+    Attributes:
+        is_passing: Whether an event of this kind is of no use once a newer one of its kind is there (a preview):
+            receivers that lag behind may leave it out. All others are delivered, or counted as lost.
+    """
+
+    is_passing: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,22 @@ class StoryTold(Event):
 
     heading: str
     lines: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class TrainingBegan(Event):
+    """The loop is about to start: how long it is, and where it goes on.
+
+    `batches_per_epoch` counts micro-batches; `samples_per_step` is batch size times accumulation.
+    """
+
+    step: int  # where the loop goes on, 0 for a fresh run
+    total_steps: int
+    epoch: int  # from 1
+    total_epochs: int
+    batches_per_epoch: int
+    batch_size: int
+    samples_per_step: int
 
 
 @dataclass(frozen=True)
@@ -110,6 +134,8 @@ class VideoGenerated(Event):
 class PreviewGenerated(Event):
     """A small animated picture of a video in the making: what the model expects it to become."""
 
+    is_passing: ClassVar[bool] = True
+
     step: int  # optimizer steps done
     weights: Literal["base", "adapter", "ema"]
     nickname: str
@@ -121,6 +147,12 @@ class PreviewGenerated(Event):
     sigma: float  # noise level that is left
     path: str  # a GIF that repeats for ever
     number: int = 1  # as in VideoGenerated
+
+
+@dataclass(frozen=True)
+class UploadStarted(Event):
+    what: str  # such as "checkpoint-500"
+    target: str  # who receives it, such as "the Hub"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import time
 from typing import Final, Literal
 
 from simpletuner.core.errors import UserError
-from simpletuner.events.types import Noticed, StageFinished, StageStarted
+from simpletuner.events.types import Noticed, StageFinished, StageStarted, TrainingBegan
 from simpletuner.objectives.flow_matching import FlowMatching
 from simpletuner.recipes.saving import export, save
 from simpletuner.recipes.session import Session
@@ -40,6 +40,7 @@ def run_session(session: Session, stop: StopRequest) -> Outcome:
 
     started, saved = time.monotonic(), state.step
     stop.patient = True
+    run.emit(training_began(session))
     run.emit(StageStarted("train", "Training", total, "steps", state.step))
     objective = FlowMatching(session.plan.family, session.plan.source, config.flow, config.schedule.seed)
     for done in fit(state, objective, stop=stop, settles=lambda step: saves(step) or validates(step)):
@@ -55,6 +56,20 @@ def run_session(session: Session, stop: StopRequest) -> Outcome:
         save(session)
     stop.patient = False
     return "finished" if state.step >= total else "stopped"
+
+
+def training_began(session: Session) -> TrainingBegan:
+    """How long the loop is and where it goes on, for those who follow the run from outside."""
+    state, batches, schedule = session.state, session.batches, session.config.schedule
+    return TrainingBegan(
+        step=state.step,
+        total_steps=state.total_steps,
+        epoch=batches.state_dict()["epoch"],
+        total_epochs=-(-state.total_steps // batches.steps_per_epoch),
+        batches_per_epoch=batches.batches_per_epoch,
+        batch_size=schedule.train_batch_size,
+        samples_per_step=schedule.train_batch_size * schedule.gradient_accumulation_steps,
+    )
 
 
 def _told_wait(session: Session, seconds: float) -> str:

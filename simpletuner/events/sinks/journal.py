@@ -8,26 +8,26 @@ resending) takes for true.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from datetime import datetime, timezone
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from simpletuner.events.lines import LineFile, read_lines
+from simpletuner.events.records import kind_of
 from simpletuner.events.types import (
     CheckpointSaved,
     Event,
     RunFinished,
     RunStarted,
     StageFinished,
+    Uploaded,
     VideoGenerated,
 )
 
 JOURNAL = "journal.jsonl"
 # Rare events that a power cut must not take; a disk flush per step would cost more than the step.
-_TO_DISK = (RunStarted, StageFinished, CheckpointSaved, VideoGenerated, RunFinished)
+_TO_DISK = (RunStarted, StageFinished, CheckpointSaved, VideoGenerated, Uploaded, RunFinished)
 
 
 class JournalSink:
@@ -66,16 +66,6 @@ def last_sequence(folder: Path) -> int:
     lines = LineFile(folder / JOURNAL)
     lines.close()
     return int(lines.last["sequence"]) if lines.last and "sequence" in lines.last else 0
-
-
-def kind_of(event_type: type[Event]) -> str:
-    """Name of an event's kind: its class name in snake case, such as "step_finished"."""
-    return _snake_case(event_type.__name__)
-
-
-@cache
-def _snake_case(name: str) -> str:
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
 def utc_now() -> str:

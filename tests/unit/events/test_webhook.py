@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import io
 import json
 import logging
+import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from receiving_servers import Answer, Desk, webhook_server
+from PIL import Image
+from receiving_servers import Answer, Desk, secure_webhook_server, webhook_server
 
 from simpletuner.config.sections.reporting import ReportingSection
 from simpletuner.config.webhook_file import Webhook, read_webhooks
+from simpletuner.events import follower
+from simpletuner.events.lines import read_lines
 from simpletuner.events.run import open_run
 from simpletuner.events.sink import SinkContext
 from simpletuner.events.sinks import webhook
-from simpletuner.events.sinks.journal import read_journal
+from simpletuner.events.sinks.journal import JournalSink, last_sequence, read_journal
 from simpletuner.events.sinks.webhook import Patience, WebhookSink
+from simpletuner.events.sinks.webhook_messages import Message
+from simpletuner.events.sinks.webhook_post import Limits, send
 from simpletuner.events.types import (
     CheckpointSaved,
     Event,
     Noticed,
+    PreviewGenerated,
     RunFinished,
     RunStarted,
     StageAdvanced,
@@ -30,12 +41,18 @@ from simpletuner.events.types import (
     StageStarted,
     StepFinished,
     StoryTold,
+    TrainingBegan,
     Uploaded,
     VideoGenerated,
 )
 
-HASTY = Patience(answer=0.3, attempts=4, first_pause=0.02, rest=0.05, at_end=2.0)
+HASTY = Patience(
+    connect=0.3, answer=0.3, attempts=4, first_pause=0.02, longest_pause=0.1, at_end=2.0, at_end_silent=0.5
+)
 SECRET = "canary-token"
+DOCUMENT = {
+    "options": {"any": {"lora_rank": {"value": 16, "origin": "x"}, "webhook_config": {"value": "***", "origin": "x"}}}
+}
 
 
 @pytest.fixture
@@ -55,18 +72,26 @@ def discord(desk: Desk, **settings: object) -> Webhook:
 
 
 class Told:
-    """A sink on its own, and what it tells the run."""
+    """A journal with this sink behind it, and what the sink tells the run."""
 
     def __init__(self, folder: Path, *webhooks: Webhook, patience: Patience = HASTY) -> None:
         self.notices: list[Event] = []
         reporting = ReportingSection(tracker_project_name="films")
-        context = SinkContext(folder, "night", {}, reporting, webhooks, self.notices.append)
-        self.sink, self._sequence = WebhookSink(context, patience), 0
+        context = SinkContext(folder, "night", DOCUMENT, reporting, webhooks, self.notices.append)
+        self._journal, self._sequence = JournalSink(folder), last_sequence(folder)
+        self.sink = WebhookSink(context, patience)
 
     def tell(self, *events: Event) -> None:
         for event in events:
             self._sequence += 1
+            self._journal.receive(event, self._sequence)
             self.sink.receive(event, self._sequence)
+
+    def wait_for(self, condition: Callable[[], object], seconds: float = 5.0) -> None:
+        limit = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < limit, self.texts
+            time.sleep(0.01)
 
     @property
     def texts(self) -> list[str]:
@@ -91,6 +116,7 @@ def test_raw_events_have_the_fields_receivers_know(desk: Desk, tmp_path: Path) -
         StoryTold("Clips", (("found", "6"),)),
         StageStarted("latents", "Encoding", 4),
         StageFinished("latents", 4, 1.0),
+        TrainingBegan(1, 10, 1, 2, 8, 1, 2),
         StageStarted("train", "Training", 10, "steps", 1),
         step(2),
         CheckpointSaved(2, "out/checkpoint-2", 0.1, 5),
@@ -102,35 +128,68 @@ def test_raw_events_have_the_fields_receivers_know(desk: Desk, tmp_path: Path) -
     told.sink.close()
     bodies = [post.document for post in desk.posts]
     assert [body["type"] for body in bodies] == [
-        "notification", "notification", "lifecycle.stage", "lifecycle.stage", "training.status", "training.status",
-        "training.checkpoint", "training.validation", "notification", "training.status", "lifecycle.stage",
+        "notification", "notification", "notification", "lifecycle.stage", "lifecycle.stage", "training.status",
+        "training.status", "training.checkpoint", "training.validation", "notification", "training.status",
+        "lifecycle.stage", "training.summary",
     ]  # fmt: skip
     assert all({"type", "severity", "job_id", "timestamp", "id"} <= body.keys() for body in bodies)
     assert len({body["id"] for body in bodies}) == len(bodies)
-    running = bodies[5]
-    assert running["data"] == {"status": "running", "global_step": 2, "current_epoch": 1}
+    settings, (opening, running) = bodies[1], bodies[5:7]
+    assert settings["data"] == {"lora_rank": 16}, "secrets are left out"
+    assert opening["data"] == {
+        "status": "starting", "global_step": 1, "current_epoch": 1, "first_epoch": 1, "final_epoch": 2,
+        "global_resume_step": 1, "total_num_batches": 8, "total_num_epochs": 2, "total_num_steps": 10,
+        "total_batch_size": 2, "micro_batch_size": 1, "remaining_num_steps": 9,
+    }  # fmt: skip
+    assert running["data"] == {
+        "status": "running", "global_step": 2, "current_epoch": 1, "first_epoch": 1, "final_epoch": 2,
+        "global_resume_step": 1,
+    }  # fmt: skip
     assert (running["progress"]["current"], running["progress"]["total"]) == (2, 10)
     assert (running["progress"]["percent"], running["progress"]["eta_seconds"]) == (20.0, 16.0)
     assert running["progress"]["metrics"]["loss"] == 0.5
-    assert bodies[2]["stage"]["key"] == "init_vae_cache"
-    assert bodies[3]["stage"]["status"] == "completed"
-    assert bodies[6]["checkpoint"] == {"path": "out/checkpoint-2", "label": "checkpoint-2", "is_final": False}
-    sample = bodies[7]
+    assert bodies[3]["stage"]["key"] == "init_vae_cache"
+    assert bodies[4]["stage"]["status"] == "completed"
+    assert bodies[7]["checkpoint"] == {"path": "out/checkpoint-2", "label": "checkpoint-2", "is_final": False}
+    sample = bodies[8]
     assert sample["message"] == "Validation: cat"
     assert (sample["data"]["step"], sample["data"]["resolution"]) == (2, [64, 32])
     assert sample["videos"] == [
         {"src": "data:video/mp4;base64," + base64.b64encode(b"v" * 8).decode(), "mime_type": "video/mp4"}
     ]
-    assert bodies[8]["severity"] == "warning"
-    assert bodies[10]["stage"]["key"] == "training_complete"
+    assert bodies[9]["severity"] == "warning"
+    assert bodies[11]["stage"]["key"] == "training_complete"
+    assert bodies[12]["data"]["outcome"] == "finished"
     headers = {name.lower(): value for name, value in desk.posts[0].headers.items()}
     assert headers["x-api-key"] == SECRET
     assert headers["content-type"] == "application/json"
 
 
+def test_a_preview_is_a_still_and_a_moving_picture(desk: Desk, tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 4), color) for color in ("red", "green")]
+    frames[0].save(tmp_path / "p.gif", save_all=True, append_images=frames[1:], duration=80, loop=0)
+    told = Told(tmp_path, raw(desk), discord(desk))
+    told.tell(
+        PreviewGenerated(100, "adapter", "cat", "a cat", 64, 32, 5, 20, 0.5, str(tmp_path / "p.gif")),
+    )
+    told.sink.close()
+    (sample,) = [post.document for post in desk.posts if post.body.startswith(b"{")]
+    assert (sample["type"], sample["title"], sample["body"]) == (
+        "validation.image", "Validation (step 5/20): cat", "a cat"
+    )  # fmt: skip
+    assert sample["data"] == {
+        "step": 5, "timestep": 500.0, "resolution": [64, 32], "validation_type": "adapter", "prompt": "a cat",
+        "step_label": "step 5/20", "global_step": 100,
+    }  # fmt: skip
+    with Image.open(io.BytesIO(base64.b64decode(sample["images"][0]))) as still:
+        assert (still.format, still.size, still.getpixel((0, 0))) == ("PNG", (8, 4), (255, 0, 0))
+    assert sample["videos"][0]["src"].startswith("data:image/gif;base64,R0lGOD")
+    assert any(b'filename="video0.gif"' in post.body for post in desk.posts)
+
+
 def test_discord_hears_people_s_words_and_sees_the_video(desk: Desk, tmp_path: Path) -> None:
     told = Told(tmp_path, discord(desk))
-    told.tell(StageStarted("train", "Training", 10), step(1), step(2), video(tmp_path), Noticed("error", "x" * 3000))
+    told.tell(TrainingBegan(0, 10, 1, 2, 8, 1, 2), step(1), step(2), video(tmp_path), Noticed("error", "x" * 3000))
     told.sink.close()
     assert len(desk.posts) == 3, "steps are no messages"
     first, sample, long = (post.body.decode() for post in desk.posts)
@@ -195,45 +254,166 @@ def test_a_busy_receiver_is_given_the_time_it_asks_for(desk: Desk, tmp_path: Pat
     assert [post.status for post in desk.posts] == [429, 204]
 
 
-def test_a_hanging_receiver_holds_up_nobody_and_is_told_of_once(desk: Desk, tmp_path: Path) -> None:
+def test_a_hanging_receiver_holds_up_nobody_and_is_told_of(desk: Desk, tmp_path: Path) -> None:
     with webhook_server() as well:
         desk.always = Answer(204, stall=30.0)
-        told = Told(tmp_path, raw(desk), raw(well), patience=Patience(0.1, 2, 0.02, 0.05, at_end=0.5))
+        told = Told(tmp_path, raw(desk), raw(well), patience=replace(HASTY, answer=0.1, attempts=2))
         begun = time.monotonic()
         for number in range(1, 301):
             told.tell(step(number))
         assert time.monotonic() - begun < 1.0, "no call may wait for the network"
-        time.sleep(1.0)
+        told.wait_for(lambda: told.texts and len(well.posts) == 300)
+        begun = time.monotonic()
         told.sink.close()
-        assert time.monotonic() - begun < 5.0
-        assert len(told.texts) == 2, told.texts
-        assert told.texts[0].startswith("warning: webhook 1 (raw) does not take messages (no answer in time)")
-        assert any("webhook 1 (raw)" in text and "not delivered" in text for text in told.texts)
+        assert time.monotonic() - begun < 2.0
+        assert told.texts == [
+            "warning: webhook 1 (raw) does not take messages (no answer in time); training goes on, what happens "
+            "waits in the run folder",
+            "warning: webhook 1 (raw): 300 events not delivered yet; they go out when the run is started again",
+        ]
         steps = [post.document["data"]["global_step"] for post in well.posts]
         assert steps == list(range(1, 301))
         desk.always = None
 
 
-def test_an_endpoint_that_comes_back_gets_what_waited(desk: Desk, tmp_path: Path) -> None:
-    desk.always = Answer(500)
-    told = Told(tmp_path, raw(desk), patience=Patience(0.3, 2, 0.02, 0.1, at_end=3.0))
-    told.tell(*(Noticed("note", str(number)) for number in range(5)))
-    limit = time.monotonic() + 5
-    while not told.texts and time.monotonic() < limit:
-        time.sleep(0.01)
-    desk.always = None
-    while len(told.texts) < 2 and time.monotonic() < limit:
-        time.sleep(0.01)
+def test_the_end_says_that_it_waits_and_for_how_long(desk: Desk, tmp_path: Path) -> None:
+    desk.always = Answer(204, stall=0.3)
+    told = Told(tmp_path, raw(desk), patience=replace(HASTY, answer=5.0, at_end=1.3))
+    told.tell(*(step(number) for number in range(8)))
+    begun = time.monotonic()
     told.sink.close()
-    messages = [post.document["message"] for post in desk.taken]
-    assert messages[-1] == "4"
-    assert messages == sorted(messages)
-    lost = 5 - len(messages)
-    assert lost >= 1
+    assert 1.2 < time.monotonic() - begun < 3.0
+    assert "waiting up to 0 s for webhook 1 (raw) to take" in told.texts[0]
+    assert "nothing is lost by it" in told.texts[0]
+    assert "not delivered yet; they go out when the run is started again" in told.texts[1]
+
+
+def test_the_next_start_sends_what_waited_and_nothing_twice(desk: Desk, tmp_path: Path) -> None:
+    desk.answers.extend([Answer()] * 2)
+    desk.always = None
+    told = Told(tmp_path, raw(desk), patience=replace(HASTY, at_end=0.3))
+    told.tell(*(Noticed("note", str(number)) for number in range(2)))
+    told.wait_for(lambda: len(desk.taken) == 2)
+    desk.always = Answer(503)
+    told.tell(*(Noticed("note", str(number)) for number in range(2, 5)))
+    told.sink.close()
+    desk.always = None
+    again = Told(tmp_path, raw(desk))
+    again.tell(Noticed("note", "5"))
+    again.sink.close()
+    assert [post.document["message"] for post in desk.taken] == ["0", "1", "2", "3", "4", "5"]
+    assert len({post.document["id"] for post in desk.taken}) == 6
+    assert again.texts == []
+
+
+def test_an_endpoint_that_comes_back_gets_everything_in_order(desk: Desk, tmp_path: Path) -> None:
+    desk.always = Answer(502)
+    told = Told(tmp_path, raw(desk), patience=replace(HASTY, attempts=2))
+    told.tell(*(Noticed("note", str(number)) for number in range(5)))
+    told.wait_for(lambda: told.texts)
+    desk.always = None
+    told.wait_for(lambda: len(told.texts) == 2)
+    told.sink.close()
+    assert [post.document["message"] for post in desk.taken] == ["0", "1", "2", "3", "4"]
     assert told.texts == [
-        "warning: webhook 1 (raw) does not take messages (HTTP 500); training goes on",
-        f"note: webhook 1 (raw) takes messages again; {lost} were not delivered",
+        "warning: webhook 1 (raw) does not take messages (HTTP 502); training goes on, what happens waits in the run "
+        "folder",
+        "note: webhook 1 (raw) takes messages again",
     ]
+
+
+def test_a_message_that_a_receiver_cannot_take_is_lost_and_counted(desk: Desk, tmp_path: Path) -> None:
+    desk.answers.extend([Answer(500)] * 4 + [Answer(400)])
+    told = Told(tmp_path, raw(desk))
+    told.tell(*(Noticed("note", str(number)) for number in range(3)))
+    told.wait_for(lambda: len(desk.taken) == 1)
+    told.sink.close()
+    assert [post.document["message"] for post in desk.taken] == ["2"]
+    assert told.texts[-1] == (
+        "warning: webhook 1 (raw): 1 event lost (HTTP 500 to every attempt), 1 event lost (it was refused with HTTP "
+        "400)"
+    )
+    lines = list(read_lines(next((tmp_path / "delivery").iterdir())))
+    assert [line["lost"] for line in lines if "why" in line] == [1, 2]
+
+
+def test_an_answer_that_never_comes_is_no_reason_to_tell_a_chat_twice(desk: Desk, tmp_path: Path) -> None:
+    desk.answers.append(Answer(204, stall=1.0))
+    told = Told(tmp_path, discord(desk), raw(desk))
+    told.tell(Noticed("note", "first"))
+    told.wait_for(lambda: len(desk.posts) >= 1)
+    told.tell(Noticed("note", "second"))
+    told.sink.close()
+    chat = [post.body.decode() for post in desk.posts if "multipart" in post.headers.get("Content-Type", "")]
+    assert len([text for text in chat if "first" in text]) <= 1
+    assert len([text for text in chat if "second" in text]) == 1
+
+
+def test_an_answer_that_never_comes_makes_a_raw_repeat_that_says_so(desk: Desk, tmp_path: Path) -> None:
+    desk.answers.append(Answer(204, stall=0.5))
+    told = Told(tmp_path, raw(desk))
+    told.tell(Noticed("note", "first"))
+    told.wait_for(lambda: len(desk.posts) == 2)
+    told.sink.close()
+    repeat, late = sorted((post.document for post in desk.posts), key=lambda body: "is_repeat" not in body)
+    assert repeat == late | {"is_repeat": True}
+    assert told.texts == []
+
+
+def test_a_storm_of_progress_is_coalesced_but_nothing_else_is(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "WINDOW", 100)
+    monkeypatch.setattr(webhook, "WINDOW", 100)
+    desk.answers.append(Answer(204, stall=0.2))
+    told = Told(tmp_path, raw(desk))
+    told.tell(Noticed("note", "x"))
+    told.tell(*(step(number) for number in range(500)), CheckpointSaved(2, "out/checkpoint-2", 0.1, 5))
+    told.wait_for(lambda: any("checkpoint" in post.document for post in desk.posts))
+    told.sink.close()
+    steps = [post.document["data"]["global_step"] for post in desk.posts if "data" in post.document]
+    assert steps == sorted(steps)
+    assert steps[-1] == 499
+    assert 90 < len(steps) < 210
+    assert told.texts == []
+
+
+def test_a_connection_kept_alive_drop_by_drop_is_cut(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip() -> None:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
+                for letter in b"HTTP/1.1 204 " + b"x" * 1000:
+                    connection.sendall(bytes([letter]))
+                    time.sleep(0.02)
+
+        threading.Thread(target=drip, daemon=True).start()
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        hook = read_webhooks({"webhook_type": "raw", "callback_url": address}, "test").webhooks[0]
+        begun = time.monotonic()
+        reply = send(hook, Message("info", {"type": "notification"}), "1", "", Limits(1.0, 0.3), with_media=False)
+        assert time.monotonic() - begun < 1.0
+    assert (reply.status, reply.reason, reply.is_unclear) == (0, "no answer in time", True)
+
+
+@pytest.mark.parametrize("verified", [True, False])
+def test_a_wrong_certificate_is_refused_unless_it_is_allowed(tmp_path: Path, verified: bool) -> None:
+    with secure_webhook_server(tmp_path) as desk:
+        told = Told(tmp_path, raw(desk, ssl_no_verify=not verified))
+        told.tell(Noticed("note", "first"))
+        if verified:
+            told.wait_for(lambda: told.texts)
+            assert "its certificate is not trusted" in told.texts[0]
+        told.sink.close()
+        assert len(desk.posts) == (0 if verified else 1)
+
+
+def test_a_list_of_types_chooses(desk: Desk, tmp_path: Path) -> None:
+    told = Told(tmp_path, raw(desk, events=["training.checkpoint", "training.summary"]))
+    told.tell(RunStarted("night", "out"), step(1), CheckpointSaved(1, "checkpoint-1", 1.0, 1), RunFinished(1, "failed"))
+    told.sink.close()
+    assert [post.document["type"] for post in desk.posts] == ["training.checkpoint", "training.summary"]
 
 
 @pytest.mark.parametrize("status", [401, 404])
@@ -254,14 +434,14 @@ def test_no_redirect_is_followed(desk: Desk, tmp_path: Path) -> None:
         told.tell(Noticed("note", "x"))
         told.sink.close()
         assert elsewhere.posts == []
-        assert told.texts == ["warning: webhook 1 (raw): 1 messages were not delivered"]
+        assert told.texts == ["warning: webhook 1 (raw): 1 event lost (it was refused with HTTP 302)"]
 
 
 def test_progress_of_a_stage_comes_now_and_then(desk: Desk, tmp_path: Path) -> None:
     told = Told(tmp_path, raw(desk))
     told.tell(StageStarted("latents", "Encoding", 1000), *(StageAdvanced("latents", n) for n in range(1000)))
     told.sink.close()
-    assert len(desk.posts) == 2
+    assert 2 <= len(desk.posts) < 20  # one a second, and a busy machine may need seconds to tell them
 
 
 def test_a_run_tells_its_webhooks_and_keeps_their_secrets(
