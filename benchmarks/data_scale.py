@@ -2,18 +2,18 @@
 
     python benchmarks/data_scale.py [--clips 100000] [--write NAME]
 
-Only the bytes are made up: the storage lists as many clips and caption files as asked for, and every one
-of them opens as one of a few real clips, so that listing, header reading, index, captions, planning and
-batches run as they do for a user. The peak is that of the stage alone.
+Only the bytes are made up: every clip is a link to one of a few real ones, with a caption file of its own, so
+that listing, header reading, index, captions, planning and batches run as they do for a user. The peak is that
+of the stage alone, in this process; beside it stands that of the largest process it started.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import io
 import os
 import platform
+import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from simpletuner.config.catalogs.families import FAMILIES
 from simpletuner.config.dataset import ClipDataset, VideoRules
@@ -31,7 +31,7 @@ from simpletuner.data.draw_table import tabulate
 from simpletuner.data.find import FoundSamples, find_samples
 from simpletuner.data.order import cut_batches, order_epoch
 from simpletuner.data.sample import Sample
-from simpletuner.data.storage import Listing, StoredFile
+from simpletuner.data.storage import LocalStorage
 from simpletuner.data.tails import fill_buckets
 
 SHAPES = ((128, 96), (96, 128), (128, 72), (72, 128), (96, 96))  # sources of five aspects
@@ -43,44 +43,16 @@ BATCHES_READ = 200
 MEBIBYTE = 1 << 20
 
 
-class SharedClips:
-    """A storage of many names over a few real clips; fulfils `Storage`."""
-
-    def __init__(self, name: str, clips: int, contents: Sequence[bytes]) -> None:
-        self._name = name
-        self._clips = clips
-        self._contents = contents
-
-    @property
-    def place(self) -> str:
-        return f"{self._clips} clips of '{self._name}' that share bytes"
-
-    def list_files(self) -> Listing:
-        files = []
-        for number in range(self._clips):
-            stem = f"part-{number // 1000:04d}/clip-{number:07d}"
-            files.append(StoredFile(f"{stem}.mp4", len(self._content(number)), "1"))
-            files.append(StoredFile(f"{stem}.txt", len(CAPTION.format(number)), "1"))
-        return Listing(tuple(files))
-
-    def stat(self, path: str) -> StoredFile:
-        number = _number_of(path)
-        size = len(self._content(number)) if path.endswith(".mp4") else len(CAPTION.format(number))
-        return StoredFile(path, size, "1")
-
-    def open(self, path: str) -> BinaryIO:
-        number = _number_of(path)
-        return io.BytesIO(self._content(number) if path.endswith(".mp4") else CAPTION.format(number).encode())
-
-    def local_path(self, path: str) -> Path | None:
-        return None
-
-    def _content(self, number: int) -> bytes:
-        return self._contents[number % len(self._contents)]
-
-
-def _number_of(path: str) -> int:
-    return int(path[-11:-4])
+def write_links(folder: Path, clips: int, contents: Sequence[Path]) -> Path:
+    """A folder of `clips` names, each a link to one of `contents`, with a caption file of its own."""
+    for number in range(clips):
+        part = folder / f"part-{number // 1000:04d}"
+        if number % 1000 == 0:
+            part.mkdir(parents=True)
+        stem = part / f"clip-{number:07d}"
+        os.link(contents[number % len(contents)], f"{stem}.mp4")
+        Path(f"{stem}.txt").write_text(CAPTION.format(number))
+    return folder
 
 
 # Measuring -------------------------------------------------------------------------------------
@@ -114,7 +86,8 @@ def measure(clips: int, workers: int) -> list[tuple[str, float, int]]:
     record = Record()
     with tempfile.TemporaryDirectory() as folder:
         contents = write_contents(Path(folder))
-        storages = {name: SharedClips(name, clips // len(SETS), contents) for name in SETS}
+        places = {name: write_links(Path(folder) / name, clips // len(SETS), contents) for name in SETS}
+        storages = {name: LocalStorage(place, name) for name, place in places.items()}
         datasets = [entry(name, Path(folder) / "cache" / name) for name in SETS]
 
         def scan() -> FoundSamples:
@@ -129,10 +102,12 @@ def measure(clips: int, workers: int) -> list[tuple[str, float, int]]:
             found = scan()
     samples = plan(found.samples, {dataset.id: dataset for dataset in datasets}, record)
     draw(samples, record)
+    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    print(f"largest process that read headers: {child / MEBIBYTE:.0f} MiB")
     return record.rows
 
 
-def write_contents(folder: Path) -> list[bytes]:
+def write_contents(folder: Path) -> list[Path]:
     """A real clip of each shape."""
     from simpletuner.data.world import write_world
 
@@ -140,7 +115,7 @@ def write_contents(folder: Path) -> list[bytes]:
     for width, height in SHAPES:
         place = folder / f"{width}x{height}"
         write_world(place, clips=1, width=width, height=height, num_frames=FRAMES, frame_rate=RATE, seed=0)
-        contents.append((place / "clip-000.mp4").read_bytes())
+        contents.append(place / "clip-000.mp4")
     return contents
 
 

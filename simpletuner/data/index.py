@@ -22,7 +22,8 @@ from filelock import FileLock, Timeout
 
 from simpletuner.config.dataset import ClipDataset
 from simpletuner.core.files import retire, set_aside
-from simpletuner.data.sample import DamagedMedia, MediaInfo, Unfit, UnreadMedia, UnusableMedia
+from simpletuner.data.headers import Media, is_lasting
+from simpletuner.data.sample import DamagedMedia, MediaInfo, Unfit, UnusableMedia
 from simpletuner.data.storage import StoredFile
 
 INDEX_NAME = "index.sqlite"
@@ -50,7 +51,6 @@ TABLES = (
     "CREATE TABLE meta (name PRIMARY KEY, value)",
 )
 
-Media = MediaInfo | Unfit
 Answer = TypeVar("Answer")
 
 
@@ -357,11 +357,6 @@ def _is_sound(path: Path) -> bool:
 
 
 # Rows -------------------------------------------------------------------------------------------
-
-
-def is_lasting(media: Media) -> bool:
-    """Whether the answer depends on the content of the file alone."""
-    return isinstance(media, MediaInfo) or (isinstance(media, UnusableMedia) and not isinstance(media, UnreadMedia))
 
 
 def _texts_by_path(connection: sqlite3.Connection) -> dict[str, tuple[int, str, str]]:

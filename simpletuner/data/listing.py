@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from simpletuner.config.dataset import ClipDataset, MediaKind
 from simpletuner.data.storage import Listing, Storage, StoredFile
 from simpletuner.runtime.seeds import stream_seed
+
+if TYPE_CHECKING:
+    from simpletuner.config.dataset import ClipDataset, MediaKind
 
 VIDEO_EXTENSIONS = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".gif", ".m4v"})
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tiff"})

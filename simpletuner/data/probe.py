@@ -72,10 +72,14 @@ def probe(storage: Storage, path: str, listed: StoredFile | None = None) -> Medi
         Unfit: If it is no readable clip or picture; the reason says what is wrong.
     """
     file = storage.stat(path) if listed is None or storage.local_path(path) else listed
-    _check_beginning(storage, file)
+    beginning = _read_beginning(storage, file)
     if PurePosixPath(path).suffix.lower() in IMAGE_EXTENSIONS:
         with contextlib.suppress(UnidentifiedImageError):
             return _probe_image(storage, file)
+    if beginning[4:8] == b"ftyp":
+        # MP4 and MOV mostly say all in their index; what is wrong or missing there the second, full look tells.
+        with contextlib.suppress(Unfit):
+            return _probe_video(storage, file, by_index=True)
     return _probe_video(storage, file)
 
 
@@ -91,9 +95,14 @@ def refuse_unscaled(picture: Image.Image) -> None:
 
 
 @contextlib.contextmanager
-def open_clip(storage: Storage, path: str) -> Iterator[tuple[Any, Any]]:
+def open_clip(storage: Storage, path: str, *, by_index: bool = False) -> Iterator[tuple[Any, Any]]:
     """Open a clip for reading; gives the container and its first moving video stream.
 
+    Args:
+        storage: Where the file lies.
+        path: Its path there.
+        by_index: Whether to believe the header alone. Otherwise FFmpeg decodes some pictures first, which takes most
+            of the time that a large clip's header takes.
     Raises:
         UnusableMedia: If it cannot be opened or has no video stream.
     """
@@ -102,7 +111,7 @@ def open_clip(storage: Storage, path: str) -> Iterator[tuple[Any, Any]]:
         try:
             # An absolute path cannot be taken for a URL, and the list keeps play lists off the network.
             source = str(local.absolute()) if local else opened.enter_context(WatchedFile(storage.open(path)))
-            options = {"protocol_whitelist": "file" if local else "none"}
+            options = {"protocol_whitelist": "file" if local else "none"} | ({"probesize": "32"} if by_index else {})
             container = opened.enter_context(av.open(source, options=options, metadata_errors="replace"))
         except (FFmpegError, OSError) as error:
             raise unusable(_why_not_opened(storage, path, error), error) from error
@@ -125,8 +134,8 @@ def _is_cover_art(stream: Any) -> bool:
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
-def _check_beginning(storage: Storage, file: StoredFile) -> None:
-    """Refuse, without a decoder, whatever has no bytes of media in it."""
+def _read_beginning(storage: Storage, file: StoredFile) -> bytes:
+    """The first bytes; refuses, without a decoder, whatever has no bytes of media in it."""
     if file.size_bytes == 0:
         raise UnusableMedia("empty file (0 bytes)")
     try:
@@ -135,6 +144,7 @@ def _check_beginning(storage: Storage, file: StoredFile) -> None:
     except OSError as error:
         raise UnreadMedia(f"cannot be reached ({error.strerror or error})") from error
     _refuse_text(beginning)
+    return beginning
 
 
 def _refuse_text(beginning: bytes) -> None:
@@ -214,8 +224,9 @@ def _top_level_boxes(handle: BinaryIO, size: int) -> list[_Box]:
     return boxes
 
 
-def _probe_video(storage: Storage, file: StoredFile) -> MediaInfo:
-    with open_clip(storage, file.path) as (container, stream):
+def _probe_video(storage: Storage, file: StoredFile, *, by_index: bool = False) -> MediaInfo:
+    """Read a clip; `by_index` also refuses what its index does not tell."""
+    with open_clip(storage, file.path, by_index=by_index) as (container, stream):
         if any(mark in container.format.name for mark in PICTURE_FORMATS):
             return _probe_picture_stream(storage, file)
         _check_size(stream.codec_context.width, stream.codec_context.height)
@@ -224,7 +235,7 @@ def _probe_video(storage: Storage, file: StoredFile) -> MediaInfo:
         if cut:
             raise DamagedMedia(cut)
         try:
-            timeline, frame = _read_timeline(container, stream, file.size_bytes)
+            timeline, frame = _read_timeline(container, stream, file.size_bytes, by_index=by_index)
         except FFmpegError as error:
             raise unusable(f"damaged: the first picture cannot be decoded ({error.strerror})", error) from error
         if frame is None:
@@ -326,12 +337,14 @@ def _mean_rate(stream: Any, timeline: Timeline) -> float:
     return timeline.num_frames / timeline.duration_seconds
 
 
-def _read_timeline(container: Any, stream: Any, size_bytes: int) -> tuple[Timeline, Any]:
+def _read_timeline(container: Any, stream: Any, size_bytes: int, *, by_index: bool) -> tuple[Timeline, Any]:
     """Count the frames and give the first picture as well (None if there is none)."""
     entries = stream.index_entries
     if "mov" in container.format.name and stream.frames > 0 and len(entries) > 0 and stream.duration:
         timeline = _timeline_of_index(stream, entries, size_bytes)
         return timeline, next(iter(container.decode(stream)), None)
+    if by_index:
+        raise UnreadMedia("the index does not tell its frames")
     return _timeline_of_packets(container, stream)
 
 

@@ -7,8 +7,9 @@ killed scan is continued. Which of the files are trained is decided in `find.py`
 
 from __future__ import annotations
 
-import hashlib
+import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -17,19 +18,23 @@ from typing import TypeVar
 
 from simpletuner.config.dataset import ClipDataset
 from simpletuner.core.errors import Problem, UserError
-from simpletuner.data.index import FileIndex, Media, is_lasting, open_index
+from simpletuner.data.header_processes import LocalHeader, NoProcessesError, read_in_processes
+from simpletuner.data.headers import Media, content_hash, read_header
+from simpletuner.data.index import FileIndex, open_index
 from simpletuner.data.listing import MediaListing, has_ending
 from simpletuner.data.sample import MediaInfo, Unfit
-from simpletuner.data.storage import FactTable, Storage, StoredFile, open_facts
+from simpletuner.data.storage import FactTable, LocalStorage, Storage, StoredFile, open_facts
 from simpletuner.events.types import Event, StageAdvanced, StageFinished, StageStarted
 
-HASHED_BYTES = 1 << 16  # at either end of a file
 SAVED_AT_ONCE = 256  # findings per transaction
 SAVED_AFTER_SECONDS = 2.0
 PROBE_EVENTS = 200  # at most so many progress events per stage
 # FFmpeg's opening of a file holds the interpreter's lock: more threads on local files only wait for each other
 # (1: 0.64 ms a file, 2: 0.70, 8: 0.97 on two cores). Files elsewhere wait for the network and want all workers.
 LOCAL_READERS = 2
+# Processes do not wait for each other, but each takes a third of a second to start.
+TRIED_SECONDS = 0.5
+WORTH_PROCESSES_SECONDS = 2.0
 QUEUED_PER_WORKER = 4
 
 Cuts = tuple[float, ...]
@@ -188,21 +193,6 @@ def _take_from_index(shelf: Shelf, workers: int) -> None:
     shelf.media |= shelf.index.find_media(same) if same else {}
 
 
-def content_hash(storage: Storage, file: StoredFile) -> str:
-    """Hash of both ends of a file of this machine; empty for other places, whose versions follow the content."""
-    local = storage.local_path(file.path)
-    if local is None or file.size_bytes <= 0:  # a pipe has no size, and opening it would wait for ever
-        return ""
-    try:
-        with local.open("rb") as handle:
-            digest = hashlib.blake2b(handle.read(HASHED_BYTES), digest_size=16)
-            handle.seek(max(0, file.size_bytes - HASHED_BYTES))
-            digest.update(handle.read(HASHED_BYTES))
-    except OSError:
-        return ""
-    return digest.hexdigest()
-
-
 # What is new ------------------------------------------------------------------------------------
 
 
@@ -221,9 +211,7 @@ def _probe_new(shelves: Sequence[Shelf], workers: int, emit: Emit) -> None:
     known = total - sum(len(item.owners) for item in unread)
     progress = _Progress("probe", "Reading headers", total, known, emit)
     try:
-        local = all(item.storage.local_path(item.file.path) is not None for item in unread)
-        readers = min(workers, LOCAL_READERS) if local else workers
-        for item, (media, content) in in_threads(_probe, unread, readers):
+        for item, (media, content) in _read_headers(unread, workers):
             for shelf in item.owners:
                 shelf.take(item.file, media, content)
             progress.advance(len(item.owners))
@@ -252,14 +240,44 @@ def _share(shelves: Sequence[Shelf]) -> list[_Unread]:
     return [_Unread(found[0].storage, file, tuple(found)) for (_, file), found in owners.items()]
 
 
-def _probe(item: _Unread) -> tuple[Media, str]:
-    from simpletuner.data.probe import probe
+def _read_headers(unread: Sequence[_Unread], workers: int) -> Iterator[tuple[_Unread, tuple[Media, str]]]:
+    """(file, what it holds and the hash of its content) as they become ready."""
+    elsewhere = [item for item in unread if not isinstance(item.storage, LocalStorage)]
+    yield from in_threads(_read, elsewhere, workers)
+    local = deque(item for item in unread if isinstance(item.storage, LocalStorage))
+    processes = min(workers, os.cpu_count() or 1)
+    begun, total = time.monotonic(), len(local)
 
+    def few() -> Iterator[_Unread]:
+        """The files, until it is clear that several processes would be done sooner."""
+        while local:
+            spent = time.monotonic() - begun
+            rest = spent * len(local) / max(1, total - len(local))
+            if processes > 1 and spent > TRIED_SECONDS and rest > WORTH_PROCESSES_SECONDS:
+                return
+            yield local.popleft()
+
+    yield from in_threads(_read, few(), min(workers, LOCAL_READERS))
+    if local:
+        yield from _read_many(local, processes, workers)
+
+
+def _read_many(local: Iterable[_Unread], processes: int, workers: int) -> Iterator[tuple[_Unread, tuple[Media, str]]]:
+    waiting = {_header_of(item): item for item in local}
     try:
-        media: Media = probe(item.storage, item.file.path, item.file)
-    except Unfit as unfit:
-        media = unfit
-    return media, content_hash(item.storage, item.file) if is_lasting(media) else ""
+        for header, answer in read_in_processes(list(waiting), processes):
+            yield waiting.pop(header), answer
+    except NoProcessesError as error:
+        yield from in_threads(_read, [waiting[header] for header in error.unread], min(workers, LOCAL_READERS))
+
+
+def _header_of(item: _Unread) -> LocalHeader:
+    assert isinstance(item.storage, LocalStorage)
+    return LocalHeader(item.storage.root, item.file)
+
+
+def _read(item: _Unread) -> tuple[Media, str]:
+    return read_header(item.storage, item.file)
 
 
 def _as_read(file: StoredFile, media: Media) -> StoredFile:

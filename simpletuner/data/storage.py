@@ -13,12 +13,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from simpletuner.config.catalogs.backends import BACKENDS, TABLES
-from simpletuner.config.dataset import ClipDataset
 from simpletuner.core.errors import UserError
 from simpletuner.data.sample import Unfit, printable
+
+if TYPE_CHECKING:
+    from simpletuner.config.dataset import ClipDataset
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,11 @@ class LocalStorage:
         """
         self._root = root
         self._owner = owner
+
+    @property
+    def root(self) -> Path:
+        """The folder."""
+        return self._root
 
     @property
     def place(self) -> str:

@@ -129,7 +129,7 @@ class CachingSection(Section):
     )  # fmt: skip
     enable_multiprocessing: bool = option(
         False, "Read headers with processes.", "用多进程读取文件头。", level="expert",
-        accepted_note="headers are read by threads, which the decoder lets run in parallel",
+        accepted_note="headers of many local files are read by processes anyway, those of few by threads",
     )  # fmt: skip
     torch_num_threads: int | None = option(
         None, "Threads of PyTorch on the CPU.", "PyTorch 在 CPU 上的线程数。", ge=1, level="expert",

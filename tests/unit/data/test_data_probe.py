@@ -8,13 +8,14 @@ import zlib
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
 
-from simpletuner.data.probe import probe
+from simpletuner.data.probe import _probe_video, probe
 from simpletuner.data.sample import MediaInfo, Unfit
 from simpletuner.data.storage import LocalStorage
 
@@ -281,3 +282,24 @@ def test_odd_sizes(tmp_path: Path, write_clip: Write, size: tuple[int, int]) -> 
                       pixel_format="yuv444p", paint=lambda _: np.zeros((size[1], size[0], 3), np.uint8))  # fmt: skip
     info = probe_file(path)
     assert (info.width, info.height, info.num_frames) == (*size, 3)
+
+
+@pytest.mark.parametrize(
+    ("ending", "codec", "pixel_format", "shaped"),
+    [("mp4", "libx264", "yuv420p", {"rotation": 90}), ("mp4", "libx264", "yuv420p", {"stamps_ms": [0, 40, 80, 300]}),
+     ("mp4", "libx265", "yuv420p10le", {"options": {"x265-params": "log-level=none"}}), ("mp4", "mpeg4", "yuv420p", {}),
+     ("mp4", "libsvtav1", "yuv420p", {"options": {"preset": "12"}}), ("mp4", "libvpx-vp9", "yuv420p", {}),
+     ("mov", "mjpeg", "yuvj420p", {}), ("mov", "prores_ks", "yuv422p10le", {})],
+)  # fmt: skip
+def test_the_index_alone_tells_what_a_full_look_tells(
+    tmp_path: Path, write_clip: Write, ending: str, codec: str, pixel_format: str, shaped: dict[str, Any]
+) -> None:
+    def widen(stream: Any) -> None:
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+
+    path = write_clip(
+        tmp_path / f"a.{ending}", frames=9, codec=codec, pixel_format=pixel_format, prepare=widen, **shaped
+    )
+    storage = LocalStorage(tmp_path)
+    file = storage.stat(path.name)
+    assert _probe_video(storage, file, by_index=True) == _probe_video(storage, file) == probe(storage, path.name)
