@@ -1,12 +1,13 @@
 """A small world of moving shapes: clips made on the spot, each with a caption that tells all of it.
 
-Serves the demo and tests. Everything a clip shows follows from the seed and its number; the files are
-ordinary mp4 and txt, so they walk the same way as anybody's clips.
+Serves the demo, the training of its small model (tools/demo_model) and tests. Everything a clip shows
+follows from the seed and its number; the files are ordinary mp4 and txt, so they walk the same way as
+anybody's clips. `world_pictures.py` draws a scene, `world_styles.py` changes how it looks and
+`world_judges.py` says from the pixels what a clip shows.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,47 +19,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simpletuner.core.files import staged_file, write_atomic
+from simpletuner.data.world_pictures import (
+    COLOURS,
+    DIRECTIONS,
+    GROUNDS,
+    MOTIONS,
+    SHAPES,
+    SIZES,
+    SUBJECT,
+    Scene,
+    Thing,
+    render,
+)
+from simpletuner.data.world_styles import apply_style
 from simpletuner.runtime.seeds import stream_seed
 
 Picture = NDArray[np.uint8]
-Plane = NDArray[np.float64]
-
-COLOURS = {
-    "red": (214, 48, 49),
-    "orange": (240, 132, 30),
-    "yellow": (250, 211, 60),
-    "green": (46, 160, 80),
-    "blue": (42, 96, 214),
-    "purple": (132, 70, 190),
-    "white": (245, 245, 245),
-}
-GROUNDS = {"black": (12, 12, 16), "grey": (110, 112, 118), "brown": (96, 66, 44), "teal": (20, 92, 98)}
-SHAPES = ("circle", "square", "triangle", "ring")
-# Direction of a motion: columns to the right, rows down, per unit of way.
-DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
-MOTIONS = (*DIRECTIONS, "in a circle")
-EDGE_SOFTNESS_PX = 0.75  # half the width of a smoothed edge
-
-
-@dataclass(frozen=True)
-class Scene:
-    """All that one clip shows."""
-
-    colour: str
-    shape: str
-    ground: str
-    gradient: bool
-    motion: str
-
-    @property
-    def caption(self) -> str:
-        ground = f"a {self.ground} background" + (" that grows lighter towards the bottom" if self.gradient else "")
-        article = "an" if self.colour[0] in "aeiou" else "a"
-        return f"{article.capitalize()} {self.colour} {self.shape} moves {self.motion} across {ground}."
+PAIR_SHARE, PAN_SHARE = 0.15, 0.1  # of all scenes; the others show one shape that moves
 
 
 def write_world(
-    folder: Path, *, clips: int, width: int, height: int, num_frames: int, frame_rate: float, seed: int
+    folder: Path,
+    *,
+    clips: int,
+    width: int,
+    height: int,
+    num_frames: int,
+    frame_rate: float,
+    seed: int,
+    style: str | None = None,
+    subject: bool = False,
 ) -> None:
     """Write `clips` captioned clips into `folder` as `clip-000.mp4` and `clip-000.txt` and so on.
 
@@ -70,68 +60,73 @@ def write_world(
         num_frames: Frames of each clip.
         frame_rate: Frames per second.
         seed: Equal seeds give equal clips.
+        style: A name of `world_styles.STYLES`: all clips look like that, which their captions do not tell.
+        subject: Each clip shows the new shape with the new word (`SUBJECT`) instead of known ones.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(clips):
-        scene = draw_scene(seed, number)
-        pictures = [render(scene, moment / max(1, num_frames - 1), width, height) for moment in range(num_frames)]
+        scene = draw_subject(seed, number) if subject else draw_scene(seed, number)
+        pictures = render_clip(scene, num_frames, width, height)
+        if style is not None:
+            pictures = apply_style(pictures, style, stream_seed(seed, "style", number))
         _write_clip(folder / f"clip-{number:03d}.mp4", pictures, frame_rate)
         write_atomic(folder / f"clip-{number:03d}.txt", scene.caption + "\n")
 
 
 def draw_scene(seed: int, number: int) -> Scene:
-    """The scene of clip `number`."""
+    """The scene of clip `number`: one moving shape, two of them, or a camera that pans past a shape."""
     dice = random.Random(stream_seed(seed, "world", number))  # noqa: S311 - nothing here is secret
-    return Scene(
+    kind = dice.random()
+    if kind < PAIR_SHARE:
+        return _pair(dice)
+    if kind < PAIR_SHARE + PAN_SHARE:
+        return Scene((_thing(dice, motion="stays"),), *_ground(dice, ("striped",)), pan=dice.choice(list(DIRECTIONS)))
+    return draw_single(dice)
+
+
+def draw_single(dice: random.Random) -> Scene:
+    """A scene of one shape that moves."""
+    return Scene((_thing(dice),), *_ground(dice))
+
+
+def draw_subject(seed: int, number: int) -> Scene:
+    """A scene of the new shape."""
+    dice = random.Random(stream_seed(seed, "world.subject", number))  # noqa: S311
+    thing = Thing("", SUBJECT, dice.choice(list(SIZES)), dice.choice(MOTIONS), dice.uniform(-1, 1))
+    return Scene((thing,), *_ground(dice))
+
+
+def render_clip(scene: Scene, num_frames: int, width: int, height: int) -> Picture:
+    """All frames of a scene: uint8 [num_frames, height, width, 3]."""
+    progress = np.arange(num_frames) / max(1, num_frames - 1)
+    return np.rint(render(scene, progress, width, height)).astype(np.uint8)
+
+
+def _thing(dice: random.Random, motion: str | None = None, size: str | None = None, shape: str | None = None) -> Thing:
+    return Thing(
         colour=dice.choice(list(COLOURS)),
-        shape=dice.choice(SHAPES),
-        ground=dice.choice(list(GROUNDS)),
-        gradient=dice.random() < 0.5,
-        motion=dice.choice(MOTIONS),
+        shape=shape or dice.choice(SHAPES),
+        size=size or dice.choice(list(SIZES)),
+        motion=motion or dice.choice(MOTIONS),
+        aside=dice.uniform(-1, 1),
     )
 
 
-def render(scene: Scene, progress: float, width: int, height: int) -> Picture:
-    """The scene at `progress` in [0, 1] of its motion: uint8 [height, width, 3]."""
-    rows, columns = np.mgrid[0:height, 0:width].astype(np.float64)
-    radius = 0.2 * min(width, height)
-    column, row = _place(scene.motion, progress, width, height, radius)
-    inside = _coverage(scene.shape, columns - column, rows - row, radius)[..., None]
-    ground = np.array(GROUNDS[scene.ground], dtype=np.float64) * np.ones((height, width, 1))
-    if scene.gradient:
-        ground = ground + (255 - ground) * (0.35 * rows / max(1, height - 1))[..., None]
-    picture = ground * (1 - inside) + np.array(COLOURS[scene.colour], dtype=np.float64) * inside
-    return np.rint(picture).astype(np.uint8)
+def _ground(dice: random.Random, textures: tuple[str, ...] = ("plain", "plain", "gradient", "striped")) -> Any:
+    return dice.choice(list(GROUNDS)), dice.choice(textures)
 
 
-def _place(motion: str, progress: float, width: int, height: int, radius: float) -> tuple[float, float]:
-    """Column and row of the shape's middle."""
-    middle = ((width - 1) / 2, (height - 1) / 2)
-    reach = (middle[0] - radius, middle[1] - radius)
-    if motion == "in a circle":
-        angle, way = 2 * math.pi * progress, 0.8 * min(reach)
-        return middle[0] + way * math.cos(angle), middle[1] + way * math.sin(angle)
-    direction = DIRECTIONS[motion]
-    way = 2 * progress - 1
-    return middle[0] + direction[0] * way * reach[0], middle[1] + direction[1] * way * reach[1]
+def _pair(dice: random.Random) -> Scene:
+    """Two small shapes of different colours, each in its own lane."""
+    axis = dice.choice((("right", "left"), ("down", "up")))
+    first, second = (_thing(dice, motion=dice.choice(axis), size="small") for _ in range(2))
+    while second.colour == first.colour:
+        second = _thing(dice, motion=second.motion, size="small")
+    return Scene((first, second), *_ground(dice, ("plain", "gradient")))
 
 
-def _coverage(shape: str, across: Plane, down: Plane, radius: float) -> Plane:
-    """How much of each pixel the shape covers, in [0, 1], from its signed distance to the edge."""
-    if shape == "circle":
-        distance = np.hypot(across, down) - radius
-    elif shape == "ring":
-        distance = np.abs(np.hypot(across, down) - 0.75 * radius) - 0.25 * radius
-    elif shape == "square":
-        distance = np.maximum(np.abs(across), np.abs(down)) - 0.85 * radius
-    else:  # a triangle that points up: below two slopes and above its base
-        slope = (2 * np.abs(across) - down - radius) / math.sqrt(5)
-        distance = np.maximum(slope, down - 0.8 * radius)
-    return np.clip(0.5 - distance / (2 * EDGE_SOFTNESS_PX), 0, 1)
-
-
-def _write_clip(path: Path, pictures: list[Picture], frame_rate: float) -> None:
-    height, width, _ = pictures[0].shape
+def _write_clip(path: Path, pictures: Picture, frame_rate: float) -> None:
+    _, height, width, _ = pictures.shape
     with staged_file(path) as staging, av.open(str(staging), "w", format="mp4") as container:
         stream: Any = container.add_stream("libx264", rate=Fraction(frame_rate).limit_denominator(1001))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"

@@ -1,4 +1,4 @@
-"""The contact sheet shows what is trained; the small world is the same each time and tells the truth."""
+"""The contact sheet shows what is trained."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ from simpletuner.data.contact_sheet import (
     MARGIN_PX,
     draw_contact_sheet,
 )
-from simpletuner.data.decode import decode_sample
 from simpletuner.data.geometry import plan_crop, plan_frames
 from simpletuner.data.probe import probe
 from simpletuner.data.sample import Sample
 from simpletuner.data.storage import LocalStorage
-from simpletuner.data.world import COLOURS, GROUNDS, MOTIONS, SHAPES, Scene, draw_scene, render, write_world
 
 Write = Callable[..., Path]
 Dataset = Callable[..., ClipDataset]
@@ -62,58 +60,3 @@ def _sheet_size(samples: list[Sample], folder: Path, limit: int) -> tuple[int, i
     draw_contact_sheet(samples, {"test": LocalStorage(folder)}, folder / "sheet.png", limit=limit)
     with Image.open(folder / "sheet.png") as sheet:
         return sheet.size
-
-
-def test_the_world_is_the_same_each_time(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        write_world(tmp_path / name, clips=3, width=64, height=48, num_frames=9, frame_rate=25, seed=7)
-    files = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert files == [f"clip-00{n}.{ending}" for n in range(3) for ending in ("mp4", "txt")]
-    for name in files:
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    write_world(tmp_path / "three", clips=3, width=64, height=48, num_frames=9, frame_rate=25, seed=8)
-    assert [draw_scene(7, n) for n in range(3)] != [draw_scene(8, n) for n in range(3)]
-
-
-def test_the_world_is_ordinary_data(tmp_path: Path, clip_dataset: Dataset) -> None:
-    write_world(tmp_path, clips=1, width=96, height=64, num_frames=17, frame_rate=12.5, seed=0)
-    info = probe(LocalStorage(tmp_path), "clip-000.mp4")
-    assert (info.width, info.height, info.num_frames, info.frame_rate) == (96, 64, 17, 12.5)
-    frames = decode_sample(LocalStorage(tmp_path), _sample(tmp_path / "clip-000.mp4", clip_dataset(
-        video={"num_frames": 17}, resolution=64)))  # fmt: skip
-    drawn = np.stack([render(draw_scene(0, 0), k / 16, 96, 64) for k in range(17)])
-    assert np.abs(frames.astype(int) - drawn).mean() < 3  # nothing but the codec's loss
-    assert np.abs(np.diff(frames.astype(int), axis=0)).max() > 100  # it moves
-    assert (tmp_path / "clip-000.txt").read_text() == draw_scene(0, 0).caption + "\n"
-
-
-def test_captions_tell_what_is_seen() -> None:
-    scene = Scene("orange", "ring", "teal", gradient=True, motion="left")
-    assert scene.caption == (
-        "An orange ring moves left across a teal background that grows lighter towards the bottom."
-    )
-    for colour, rgb in COLOURS.items():
-        picture = render(Scene(colour, "square", "black", False, "right"), 0.5, 64, 64)
-        assert picture[32, 32].tolist() == list(rgb)
-        assert picture[0, 0].tolist() == list(GROUNDS["black"])
-
-
-def test_motions_go_where_they_say() -> None:
-    def middle(motion: str, progress: float) -> tuple[float, float]:
-        shown = render(Scene("white", "circle", "black", False, motion), progress, 96, 96)[..., 0] > 128
-        rows, columns = np.nonzero(shown)
-        return float(columns.mean()), float(rows.mean())
-
-    for motion, (across, down) in {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}.items():
-        first, last = middle(motion, 0), middle(motion, 1)
-        assert np.sign(round(last[0] - first[0])) == across
-        assert np.sign(round(last[1] - first[1])) == down
-    assert np.allclose(middle("in a circle", 0), middle("in a circle", 1), atol=1e-6)
-
-
-def test_every_shape_lies_inside_the_picture() -> None:
-    for shape in SHAPES:
-        for motion in MOTIONS:
-            for progress in (0.0, 0.5, 1.0):
-                picture = render(Scene("white", shape, "black", False, motion), progress, 96, 64)[..., 0]
-                assert (picture > 128).sum() > 150
