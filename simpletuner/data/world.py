@@ -9,7 +9,6 @@ anybody's clips. `world_pictures.py` draws a scene, `world_styles.py` changes ho
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any

@@ -83,7 +83,7 @@ def subject_share(clip: Picture) -> float:
 
 def _main_colours(border: NDArray[np.float32]) -> NDArray[np.float32]:
     """The colours [K, 3] that the border shows often: centres of occupied cells of a coarse grid."""
-    cells, inverse, counts = np.unique((border // 24).astype(int), axis=0, return_inverse=True, return_counts=True)
+    _cells, inverse, counts = np.unique((border // 24).astype(int), axis=0, return_inverse=True, return_counts=True)
     inverse = inverse.reshape(-1)
     chosen = np.flatnonzero(counts >= max(2, 0.02 * len(border)))
     chosen = chosen if len(chosen) else np.array([counts.argmax()])

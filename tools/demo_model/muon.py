@@ -6,7 +6,7 @@ matched to Adam's as in Liu et al. 2025 (arXiv 2502.16982).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +26,11 @@ class Muon(torch.optim.Optimizer):
         adam_lr: float,
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.99),
+        matrices: Sequence[nn.Parameter] | None = None,
     ) -> None:
+        """`matrices` are the parameters to orthogonalise; absent, all convolutions (weights [O, I, T, H, W])."""
         parameters = list(parameters)
-        # Convolutions and the like: linear layers here only embed the decoder's time.
-        matrices = [p for p in parameters if p.ndim == 5]
+        matrices = [p for p in parameters if p.ndim == 5] if matrices is None else list(matrices)
         chosen = {id(p) for p in matrices}
         rest = [p for p in parameters if id(p) not in chosen]
         groups = [
@@ -60,7 +61,11 @@ class Muon(torch.optim.Optimizer):
     def _adam(self, parameter: Tensor, group: dict) -> Tensor:
         state, (first, second) = self.state[parameter], group["betas"]
         if "count" not in state:
-            state |= {"count": torch.zeros(()), "mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter)}
+            state |= {
+                "count": torch.zeros(()),
+                "mean": torch.zeros_like(parameter),
+                "square": torch.zeros_like(parameter),
+            }
         state["count"] += 1
         state["mean"].lerp_(parameter.grad, 1 - first)
         state["square"].lerp_(parameter.grad.square(), 1 - second)

@@ -5,21 +5,24 @@ Everything is the real architecture in the layout of LTX-Video 0.9.5, only thin.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLLTXVideo
+from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
 from safetensors.torch import load_file, save_file
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
+from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
 from simpletuner.data.world import draw_scene, draw_single, draw_subject, render_clip
 from simpletuner.data.world_styles import STYLES, apply_style
+from simpletuner.models.ltxvideo.frame_times import accept_frame_times
+from simpletuner.models.ltxvideo.miniature import CHARACTERS, train_vocabulary, write_tokenizer
 from simpletuner.runtime.seeds import stream_seed
 
 WIDTH, HEIGHT, FRAMES, RATE = 128, 96, 17, 16.0
@@ -41,10 +44,31 @@ AUTOENCODER: dict[str, Any] = {
     "timestep_conditioning": True,
 }
 
+START_LOG_VARIANCE = -6.0
+
 
 def build_autoencoder(seed: int) -> AutoencoderKLLTXVideo:
     torch.manual_seed(stream_seed(seed, "demo_model.autoencoder", 0))
-    return AutoencoderKLLTXVideo(**AUTOENCODER)
+    model = AutoencoderKLLTXVideo(**AUTOENCODER)
+    # Residual blocks start as nothing, so that the signal passes from the first step on.
+    for name, parameter in model.named_parameters():
+        if ".resnets." in name and ".conv2." in name:
+            nn.init.zeros_(parameter)
+    # The posterior starts narrow: with its usual deviation of 1 the noise hides all that is encoded.
+    head = model.encoder.conv_out.conv
+    with torch.no_grad():
+        head.weight[-1] = 0
+        head.bias[-1] = START_LOG_VARIANCE
+    return model
+
+
+def load_average(state: Path) -> AutoencoderKLLTXVideo:
+    """The averaged autoencoder of a training state, in float32 but rounded to bf16 as it is shipped."""
+    model = build_autoencoder(0).eval()
+    prefix = "average.vae."
+    weights = {k.removeprefix(prefix): v for k, v in load_file(state).items() if k.startswith(prefix)}
+    model.load_state_dict({name: value.bfloat16().float() for name, value in weights.items()})
+    return model
 
 
 def pixels(pictures: np.ndarray) -> Tensor:
@@ -54,7 +78,7 @@ def pixels(pictures: np.ndarray) -> Tensor:
 
 def rich_clip(seed: int, number: int) -> np.ndarray:
     """A clip for the autoencoder: mostly plain scenes, also new looks and the new shape, which adapters need later."""
-    dice = random.Random(stream_seed(seed, "demo_model.rich", number))  # noqa: S311
+    dice = random.Random(stream_seed(seed, "demo_model.rich", number))
     kind = dice.random()
     if kind < 0.1:
         return render_clip(draw_subject(seed + 1, number), FRAMES, WIDTH, HEIGHT)
@@ -62,6 +86,64 @@ def rich_clip(seed: int, number: int) -> np.ndarray:
         scene = draw_single(dice)
         return apply_style(render_clip(scene, FRAMES, WIDTH, HEIGHT), dice.choice(STYLES), number)
     return render_clip(draw_scene(seed, number), FRAMES, WIDTH, HEIGHT)
+
+
+TEXT_WIDTH, TOKEN_LENGTH = 64, 128
+TEXT_ENCODER: dict[str, Any] = {
+    "d_model": TEXT_WIDTH,
+    "d_kv": 16,
+    "d_ff": 128,
+    "num_layers": 2,
+    "num_heads": 4,
+    "feed_forward_proj": "gated-gelu",
+    "is_encoder_decoder": False,
+    "use_cache": False,
+    "dropout_rate": 0.0,
+}
+TRANSFORMER: dict[str, Any] = {
+    "num_layers": 4,
+    "num_attention_heads": 5,
+    "attention_head_dim": 32,
+    "cross_attention_dim": 160,
+    "caption_channels": TEXT_WIDTH,
+}
+# Words of the world and of its neighbours; any other word is spelt.
+OTHER_WORDS = (
+    "video clip style black white film grain sepia outline drawing pixelated pixel art old photo sketch bright dark "
+    "the of in and with over under from into slowly quickly fast slow big tiny star flower heart ball box line dot"
+)
+
+
+def vocabulary() -> bytes:
+    """The sentencepiece model of the demo's tokenizer."""
+    captions = [draw_scene(0, number).caption for number in range(600)]
+    captions += [draw_subject(0, number).caption for number in range(20)]
+    words = sorted({word.strip(".,") for caption in captions for word in caption.split()} | set(OTHER_WORDS.split()))
+    # Often enough that each word becomes a piece of its own.
+    return train_vocabulary([*captions, *CHARACTERS, *(words * 100)], 512)
+
+
+def tokenizer(model: bytes) -> Any:
+    """The tokenizer as a user loads it, from a sentencepiece model."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder) / "tokenizer", model)
+        return AutoTokenizer.from_pretrained(Path(folder) / "tokenizer")
+
+
+def build_generator(seed: int, pieces: int) -> nn.ModuleDict:
+    """Text encoder and transformer with fresh weights, to be trained together."""
+    torch.manual_seed(stream_seed(seed, "demo_model.generator", 0))
+    text = T5EncoderModel(T5Config(vocab_size=-(-pieces // 64) * 64, **TEXT_ENCODER))
+    transformer = LTXVideoTransformer3DModel(**TRANSFORMER)
+    accept_frame_times(transformer)
+    with torch.no_grad():
+        # Blocks start as nothing and the output as zero: the first thing learnt is the mean.
+        for block in transformer.transformer_blocks:
+            for layer in (block.attn1.to_out[0], block.attn2.to_out[0], block.ff.net[2]):
+                nn.init.zeros_(layer.weight)
+        nn.init.zeros_(transformer.proj_out.weight)
+        nn.init.zeros_(transformer.proj_out.bias)
+    return nn.ModuleDict({"text": text, "transformer": transformer})
 
 
 class Pool:
@@ -95,35 +177,6 @@ class Average:
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, value in model.state_dict().items():
             self.weights[name].lerp_(value.detach().float(), 1 - decay)
-
-
-class Team:
-    """The processes that share each batch: on a busy machine two get more done than one."""
-
-    def __init__(self, folder: Path, process: int, processes: int) -> None:
-        self.process, self.processes = process, processes
-        self.suffix = f".{process}" if process else ""
-        if processes > 1:
-            folder.mkdir(parents=True, exist_ok=True)
-            meeting = f"file://{(folder / 'meeting').resolve()}"
-            distributed.init_process_group("gloo", init_method=meeting, rank=process, world_size=processes)
-
-    def part(self, rows: list[Any]) -> list[Any]:
-        return rows[self.process :: self.processes]
-
-    def average(self, tensors: list[Tensor]) -> None:
-        """Replace each tensor by its mean over the processes."""
-        if self.processes == 1:
-            return
-        flat = torch.cat([tensor.flatten() for tensor in tensors])
-        distributed.all_reduce(flat)
-        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-            tensor.copy_(part.view(tensor.shape)).div_(self.processes)
-
-
-def add_team_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--process", type=int, default=0, help="number of this process, from 0")
-    parser.add_argument("--processes", type=int, default=1, help="processes that share the batches")
 
 
 class Log:

@@ -30,8 +30,6 @@ from tools.demo_model.parts import (
     Average,
     Log,
     Pool,
-    Team,
-    add_team_arguments,
     build_autoencoder,
     load_state,
     pixels,
@@ -42,9 +40,9 @@ SEED = 6
 AVERAGED_EVERY = 5
 POOL, RENEWED_EVERY = 384, 4  # clips in memory; one is replaced every so many steps
 LEARNING_RATE, ADAM_LEARNING_RATE, WARM_UP = 2e-3, 5e-4, 50
-KL_WEIGHT, KL_RAMP = 1e-4, 1000  # per latent number; ramps up over this many steps of the second phase
-SMALL = {"size": (64, 64, 9), "batch": 8}
-WHOLE = {"size": (WIDTH, HEIGHT, FRAMES), "batch": 2}
+KL_WEIGHT, KL_RAMP = 2e-4, (500, 1500)  # per latent number; grows between these steps
+SMALL = {"size": (64, 64, 9), "batch": 4}
+WHOLE = {"size": (WIDTH, HEIGHT, FRAMES), "batch": 1}
 HELD_OUT = 1_000_000  # clips from this number on are never trained on
 
 
@@ -54,15 +52,13 @@ def main() -> None:
     parser.add_argument("--small-steps", type=int, default=5000)
     parser.add_argument("--whole-steps", type=int, default=3000)
     parser.add_argument("--save-every", type=int, default=250)
-    add_team_arguments(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    team = Team(arguments.folder, arguments.process, arguments.processes)
-    train(arguments.folder, arguments.small_steps, arguments.whole_steps, arguments.save_every, team)
+    train(arguments.folder, arguments.small_steps, arguments.whole_steps, arguments.save_every)
 
 
-def train(folder: Path, small_steps: int, whole_steps: int, save_every: int, team: Team) -> None:
-    log = Log(folder / f"autoencoder{team.suffix}.jsonl")
+def train(folder: Path, small_steps: int, whole_steps: int, save_every: int) -> None:
+    log = Log(folder / "autoencoder.jsonl")
     model = build_autoencoder(SEED).to(memory_format=torch.channels_last_3d)
     worker = copy.deepcopy(model).to(torch.bfloat16)  # computes; `model` holds the weights in float32
     modules, average = {"vae": model}, {"vae": Average(model, 0.995)}
@@ -77,14 +73,13 @@ def train(folder: Path, small_steps: int, whole_steps: int, save_every: int, tea
         whole = step >= small_steps
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * learning_rate_share(step, small_steps, total)
-        clips = draw_batch(pool.clips, step, team, **(WHOLE if whole else SMALL))
-        error, kl = losses(worker, clips, step, team)
-        weight = KL_WEIGHT * min(1, max(0, step - small_steps // 2) / KL_RAMP)
+        clips = draw_batch(pool.clips, step, **(WHOLE if whole else SMALL))
+        error, kl = losses(worker, clips, step)
+        weight = KL_WEIGHT * min(1, max(0, step - KL_RAMP[0]) / (KL_RAMP[1] - KL_RAMP[0]))
         worker.zero_grad()
         (error + weight * kl).backward()
         for master, working in zip(model.parameters(), worker.parameters(), strict=True):
             master.grad = working.grad.float()
-        team.average([parameter.grad for parameter in model.parameters()])
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         with torch.no_grad():
@@ -99,10 +94,8 @@ def train(folder: Path, small_steps: int, whole_steps: int, save_every: int, tea
             mean = np.mean(recent[-50:], axis=0)
             log(step=step + 1, mse=round(mean[0], 5), kl=round(mean[1], 3), cpu=round(time.process_time() - start))
         if (step + 1) % save_every == 0 or step + 1 == total:
-            if team.process == 0:
-                save_state(state, step + 1, modules, average, optimizer)
-            if team.process == team.processes - 1:
-                log(step=step + 1, psnr=round(held_out_psnr(average["vae"], 12), 2))
+            save_state(state, step + 1, modules, average, optimizer)
+            log(step=step + 1, psnr=round(held_out_psnr(average["vae"], 12), 2))
 
 
 def learning_rate_share(step: int, small_steps: int, total: int) -> float:
@@ -113,8 +106,8 @@ def learning_rate_share(step: int, small_steps: int, total: int) -> float:
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * way))
 
 
-def draw_batch(clips: list[np.ndarray], step: int, team: Team, size: tuple[int, int, int], batch: int) -> Tensor:
-    """Crops [batch / processes, 3, F, H, W] in [-1, 1], some mirrored, some with their colour channels exchanged."""
+def draw_batch(clips: list[np.ndarray], step: int, size: tuple[int, int, int], batch: int) -> Tensor:
+    """Crops [batch, 3, F, H, W] in [-1, 1], some mirrored, some with their colour channels exchanged."""
     dice = np.random.default_rng(stream_seed(SEED, "demo_model.crops", step))
     width, height, frames = size
     rows = []
@@ -128,13 +121,12 @@ def draw_batch(clips: list[np.ndarray], step: int, team: Team, size: tuple[int, 
         if dice.random() < 0.4:
             clip = clip[dice.permutation(3)]
         rows.append(clip)
-    return torch.stack(team.part(rows)).contiguous(memory_format=torch.channels_last_3d)
+    return torch.stack(rows).contiguous(memory_format=torch.channels_last_3d)
 
 
-def losses(model: torch.nn.Module, clips: Tensor, step: int, team: Team) -> tuple[Tensor, Tensor]:
+def losses(model: torch.nn.Module, clips: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """Mean squared error of the reconstruction and KL per latent number."""
-    stream = f"demo_model.noise.{team.process}"
-    generator = torch.Generator().manual_seed(stream_seed(SEED, stream, step))
+    generator = torch.Generator().manual_seed(stream_seed(SEED, "demo_model.noise", step))
     times = 0.1 * torch.rand(len(clips), generator=generator)
     times[torch.rand(len(clips), generator=generator) < 0.3] = 0.0
     posterior = model.encode(clips.bfloat16()).latent_dist

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ _WORDS = (
     "inconsistent blurry jittery distorted style painting cartoon animation drawing water grass sand stone wood glass "
     "metal paper first second one two three four five many few old young new good bad beautiful"
 )
-_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?'\"()-_/&%+=#@*"
+CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?'\"()-_/&%+=#@*"
 
 
 def write_miniature(
@@ -115,15 +116,17 @@ def write_miniature(
     is_13b = row.sizes[0] == "13B"
     heads = heads or (1 if is_13b else 4)
     head_dim = head_dim or (128 if is_13b else 32)
-    vocabulary = _train_vocabulary()
+    words = _WORDS.split()
+    sentences = (" ".join(words[first : first + 12]) for first in range(0, 180, 12))
+    vocabulary = train_vocabulary([*words, *CHARACTERS, *sentences], 380)
     with torch.random.fork_rng(devices=[]), progress_bars_hidden(), staged_folder(folder) as staging:
         autoencoder = _build_autoencoder(row.autoencoder, seed)
         autoencoder.save_pretrained(staging / "vae")
         _build_transformer(layers, heads, head_dim, caption_channels, seed).save_pretrained(staging / "transformer")
         _build_text_encoder(vocabulary, caption_channels, seed).save_pretrained(staging / "text_encoder")
-        _write_tokenizer(staging / "tokenizer", vocabulary)
+        write_tokenizer(staging / "tokenizer", vocabulary)
         build_scheduler(row.schedule, num_inference_steps=25).save_pretrained(staging / "scheduler")
-        _write_index(staging, row.pipeline)
+        write_index(staging, row.pipeline)
     return folder
 
 
@@ -200,14 +203,16 @@ def _build_text_encoder(vocabulary: bytes, width: int, seed: int) -> Any:
     return T5EncoderModel(config)
 
 
-def _train_vocabulary() -> bytes:
-    """A unigram vocabulary of the built-in words and all ASCII characters, in T5's id layout."""
+def train_vocabulary(sentences: Sequence[str], size: int) -> bytes:
+    """A unigram vocabulary of at most `size` pieces in T5's id layout, as a sentencepiece model.
+
+    Characters that no sentence holds are unknown to it: give it `CHARACTERS` as well.
+    """
     model = io.BytesIO()
-    sentences = [*_WORDS.split(), *_CHARACTERS, *(" ".join(_WORDS.split()[i : i + 12]) for i in range(0, 180, 12))]
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences),
         model_writer=model,
-        vocab_size=380,
+        vocab_size=size,
         hard_vocab_limit=False,
         model_type="unigram",
         character_coverage=1.0,
@@ -221,7 +226,8 @@ def _train_vocabulary() -> bytes:
     return model.getvalue()
 
 
-def _write_tokenizer(folder: Path, vocabulary: bytes) -> None:
+def write_tokenizer(folder: Path, vocabulary: bytes) -> None:
+    """T5's tokenizer files in a new folder, from a sentencepiece model."""
     folder.mkdir()
     (folder / "spiece.model").write_bytes(vocabulary)
     tokens = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
@@ -230,7 +236,8 @@ def _write_tokenizer(folder: Path, vocabulary: bytes) -> None:
     _write_json(folder / "tokenizer_config.json", settings)
 
 
-def _write_index(folder: Path, pipeline: str) -> None:
+def write_index(folder: Path, pipeline: str) -> None:
+    """`model_index.json` of a checkpoint which the Diffusers pipeline class `pipeline` samples."""
     index = {
         "_class_name": pipeline,
         "scheduler": ["diffusers", FlowMatchEulerDiscreteScheduler.__name__],
