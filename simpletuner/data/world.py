@@ -79,7 +79,8 @@ def draw_scene(seed: int, number: int) -> Scene:
     if kind < PAIR_SHARE:
         return _pair(dice)
     if kind < PAIR_SHARE + PAN_SHARE:
-        return Scene((_thing(dice, motion="stays"),), *_ground(dice, ("striped",)), pan=dice.choice(list(DIRECTIONS)))
+        thing, (ground, texture) = _thing(dice, motion="stays"), _ground(dice, ("striped",))
+        return Scene((thing,), ground, texture, dice.choice(list(DIRECTIONS)))
     return draw_single(dice)
 
 
@@ -111,7 +112,9 @@ def _thing(dice: random.Random, motion: str | None = None, size: str | None = No
     )
 
 
-def _ground(dice: random.Random, textures: tuple[str, ...] = ("plain", "plain", "gradient", "striped")) -> Any:
+def _ground(
+    dice: random.Random, textures: tuple[str, ...] = ("plain", "plain", "gradient", "striped")
+) -> tuple[str, str]:
     return dice.choice(list(GROUNDS)), dice.choice(textures)
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Plane = NDArray[np.float32]
+Plane = NDArray[np.floating[Any]]  # float32 in all that is large
 
 COLOURS = {
     "red": (214, 40, 40),
@@ -118,9 +119,9 @@ def _shift(pan: str | None, moments: Plane, width: int, height: int) -> tuple[Pl
 def _draw_ground(scene: Scene, rows: Plane, columns: Plane, width: int, height: int) -> Plane:
     """[F, H, W, 3] in [0, 255]."""
     ground = np.array(GROUNDS[scene.ground], np.float32)
-    light = np.zeros(np.broadcast_shapes(rows.shape, columns.shape), np.float32)
+    light: Plane = np.zeros(np.broadcast_shapes(rows.shape, columns.shape), np.float32)
     if scene.texture == "gradient":
-        light = light + 0.35 * rows / max(1, height - 1)
+        light = light + 0.35 * rows / np.float32(max(1, height - 1))
     elif scene.texture == "striped":
         # Aslant, so that they tell of pans in both axes.
         phase = (columns / width + rows / height) * (2 * math.pi * _STRIPES)
@@ -136,17 +137,18 @@ def _place(
     reach = (middle[0] - radius, middle[1] - radius)
     still = np.zeros_like(moments)
     if thing.motion == "in a circle":
-        angle, way = 2 * math.pi * moments, 0.8 * min(reach)
-        return middle[0] + way * np.cos(angle), middle[1] + way * np.sin(angle)
+        angle, wide = 2 * math.pi * moments, 0.8 * min(reach)
+        return middle[0] + wide * np.cos(angle), middle[1] + wide * np.sin(angle)
     if thing.motion == "stays":
         return middle[0] + still, middle[1] + still
     right, down = DIRECTIONS[thing.motion]
     way = 2 * moments - 1
-    beside = 0.25 * thing.aside if lane is None else (2 * lane - 1) * 0.95
-    return (
-        middle[0] + reach[0] * (way * right if right else still + beside * (0.6 if lane is not None else 1)),
-        middle[1] + reach[1] * (way * down if down else still + beside),
-    )
+    # Alone, anywhere near the middle; with another shape, each in its half.
+    side = None if lane is None else 2 * lane - 1
+    across, along = (0.25 * thing.aside, 0.25 * thing.aside) if side is None else (0.57 * side, 0.95 * side)
+    column: Plane = middle[0] + reach[0] * (way * right if right else still + across)
+    row: Plane = middle[1] + reach[1] * (way * down if down else still + along)
+    return column, row
 
 
 def _parts(thing: Thing) -> tuple[tuple[str, tuple[int, int, int]], ...]:
@@ -158,7 +160,7 @@ def _parts(thing: Thing) -> tuple[tuple[str, tuple[int, int, int]], ...]:
 def coverage(shape: str, across: Plane, down: Plane, radius: float) -> Plane:
     """How much of each pixel the shape covers, in [0, 1], from its signed distance to the edge."""
     if shape == "circle":
-        distance = np.hypot(across, down) - radius
+        distance: Plane = np.hypot(across, down) - radius
     elif shape == "ring":
         distance = np.abs(np.hypot(across, down) - 0.74 * radius) - 0.26 * radius
     elif shape == "square":
@@ -174,4 +176,4 @@ def coverage(shape: str, across: Plane, down: Plane, radius: float) -> Plane:
     else:  # a triangle that points up: below two slopes and above its base
         slope = (2 * np.abs(across) - down - radius) / math.sqrt(5)
         distance = np.maximum(slope, down - 0.8 * radius)
-    return np.clip(0.5 - distance / (2 * EDGE_SOFTNESS_PX), 0, 1)
+    return np.asarray(np.clip(0.5 - distance / (2 * EDGE_SOFTNESS_PX), 0, 1))

@@ -37,7 +37,7 @@ def apply_style(pictures: Picture, style: str, seed: int) -> Picture:
         styled = _blocks(frames)
     else:
         raise ValueError(f"no style '{style}'{did_you_mean(style, list(STYLES))}; there are {', '.join(STYLES)}")
-    return np.rint(styled.clip(0, 255)).astype(np.uint8)
+    return np.asarray(np.rint(styled.clip(0, 255)), np.uint8)
 
 
 def _edges(frames: Frames) -> Frames:
