@@ -30,6 +30,7 @@ FOLLOWING = {
     "miniature": ("--release",),
     "options": ("--all", "--schema"),
     "plan": ("--card",),
+    "runs": ("--json",),
     "train": ("--dry-run",),
 }
 

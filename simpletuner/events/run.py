@@ -2,9 +2,10 @@
 
     <run folder>/
         resolved_config.json   every option with its value and where the value came from
-        versions.json          Python, platform, packages, git revision, seed
+        versions.json          Python, platform, packages, git revision, seed, working folder
         journal.jsonl          every event, append-only
         metrics.jsonl          one line per optimizer step
+        delivery/              how far each receiver outside has got
 
 Events are handed to every sink in order on the calling thread; those that tell somebody outside only
 queue them and work on threads of their own. A sink that fails is switched off with a warning and never
@@ -175,7 +176,8 @@ def open_run(
         further = chosen_sinks(reporting, webhooks)
     ensure_writable(folder, "output_dir")
     write_json_atomic(folder / CONFIG_FILE, dict(document))
-    write_json_atomic(folder / VERSIONS_FILE, describe_versions() | {"seed": seed, "started": utc_now()})
+    facts = {"seed": seed, "started": utc_now(), "working_folder": str(Path.cwd())}
+    write_json_atomic(folder / VERSIONS_FILE, describe_versions() | facts)
     context = SinkContext(folder, name, document, reporting or ReportingSection(), webhooks)
     run = Run(folder, name, (*sinks, *further), context)
     try:

@@ -59,6 +59,18 @@ def verify_manifest(folder: Path, step: int, needed: tuple[str, ...]) -> None:
         _verify_file(folder, name, facts)
 
 
+def is_complete(folder: Path, step: int) -> bool:
+    """Whether `folder` holds all files of the checkpoint of `step` in their sizes; a glance, no proof."""
+    try:
+        manifest = _read_manifest(folder)
+        files = dict(manifest.get("files") or {})
+        return manifest.get("step") == step and all(
+            _stays_inside(name) and (folder / name).stat().st_size == facts.get("size") for name, facts in files.items()
+        )
+    except (BrokenCheckpointError, OSError, AttributeError, TypeError, ValueError):
+        return False
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
