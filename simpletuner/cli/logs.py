@@ -18,6 +18,7 @@ CHATTER = (
     ("diffusers.models.modeling_utils", "kept in float32"),
     ("diffusers.models.modeling_utils", "float32: []"),
     ("transformers.image_processing_utils_fast", "torchvision"),
+    ("comet_ml", "import comet_ml before the following modules"),
     ("torch.distributed.elastic.multiprocessing.redirects", "Redirects are currently not supported"),
 )
 

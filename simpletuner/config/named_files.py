@@ -14,9 +14,11 @@ from typing import Any
 from simpletuner.config.documents import parse_json, read_json
 from simpletuner.config.draft import Draft
 from simpletuner.config.lycoris_file import LycorisFile, LycorisReading, read_lycoris
+from simpletuner.config.sections.reporting import CUSTOM_TRACKER, tracker_names
 from simpletuner.config.webhook_file import Webhook, WebhookReading, read_webhooks
 from simpletuner.core.errors import Problem, UserError
 
+TRACKER_FOLDERS = ("custom-trackers/", "config/custom-trackers/", "")
 FindFile = Callable[[str], "Path | None"]
 LYCORIS_PLACES = ["lycoris_config.json", "config/lycoris_config.json"]  # looked at when no path is given
 Missing = Callable[[str, str, str], Problem]  # option, path as written, pattern of files near by
@@ -48,7 +50,7 @@ def read_named_files(draft: Draft, find: FindFile, missing: Missing, name_of: Ca
     webhooks = _webhooks(draft, find, missing, name_of)
     replaced: dict[str, Any] = {}
     problems = [*lycoris.problems, *webhooks.problems]
-    for read in (_layer_list, _adapter_file):
+    for read in (_layer_list, _adapter_file, _tracker_file):
         try:
             replaced.update(read(draft, find, missing, name_of))
         except UserError as error:
@@ -87,6 +89,18 @@ def _adapter_file(draft: Draft, find: FindFile, missing: Missing, name_of: Calla
     if path is None:
         raise UserError.of([missing("init_lora", written, "*.safetensors")])
     return {"init_lora": str(path)}
+
+
+def _tracker_file(draft: Draft, find: FindFile, missing: Missing, name_of: Callable[[Path], str]) -> Mapping[str, str]:
+    """The file of the user's own tracker, as it was found."""
+    written = draft.values["custom_tracker"]
+    if not written or CUSTOM_TRACKER not in tracker_names(str(draft.values["report_to"])):
+        return {}
+    places = [written] if written.endswith(".py") else [f"{folder}{written}.py" for folder in TRACKER_FOLDERS]
+    path = next((found for text in places if (found := find(text)) is not None), None)
+    if path is None:
+        raise UserError.of([missing("custom_tracker", places[0], "*tracker*.py")])
+    return {"custom_tracker": str(path)}
 
 
 def _lycoris(draft: Draft, find: FindFile, missing: Missing, name_of: Callable[[Path], str]) -> LycorisReading:

@@ -11,12 +11,10 @@ from collections.abc import Iterator
 from simpletuner.config.adapter_rules import ADAPTER_RULES
 from simpletuner.config.catalogs.families import FAMILIES
 from simpletuner.config.catalogs.optimizers import OPTIMIZERS
-from simpletuner.config.catalogs.sinks import TRACKERS
 from simpletuner.config.draft import Draft, Rule, note, warning
-from simpletuner.config.hub_name import read_repository
 from simpletuner.config.memory_rules import MEMORY_RULES
 from simpletuner.config.method_rules import METHOD_RULES
-from simpletuner.config.sections.reporting import tracker_names
+from simpletuner.config.reporting_rules import REPORTING_RULES
 from simpletuner.config.sections.validation import ValidationSection, parse_sizes
 from simpletuner.config.table import option_table
 from simpletuner.config.values import show
@@ -224,40 +222,6 @@ def _prompts(draft: Draft) -> Iterator[Problem]:
         )
 
 
-def _trackers(draft: Draft) -> Iterator[Problem]:
-    spec = option_table()["report_to"]
-    built = [*TRACKERS, "all", "none"]
-    for name in tracker_names(str(draft.values["report_to"])):
-        if name in built:
-            continue
-        missing = spec.facts.planned_values.get(name)
-        yield Problem(
-            f"report_to = {show(name)}",
-            f"Not built yet: {missing}" if missing else f"There is no such tracker. Known: {', '.join(built)}",
-            f"Use {', '.join(TRACKERS)}; or none: the run folder keeps metrics.jsonl and a report"
-            if missing
-            else did_you_mean(name, built) or "Remove it",
-            draft.place("report_to"),
-        )
-
-
-def _repository(draft: Draft) -> Iterator[Problem]:
-    written = draft.values["hub_model_id"]
-    if not written or not written.strip():
-        return
-    try:
-        read_repository(written)
-    except ValueError as error:
-        yield Problem(
-            f"hub_model_id = {show(written)} cannot be a repository", str(error),
-            'Write for example "my-lora" or "owner/my-lora"', draft.place("hub_model_id"),
-        )  # fmt: skip
-    if not (draft.values["push_to_hub"] or draft.values["push_checkpoints_to_hub"]):
-        yield note(
-            f"hub_model_id = {show(written)} has no effect without push_to_hub", where=draft.place("hub_model_id")
-        )
-
-
 def _aspect_grid(draft: Draft) -> Iterator[Problem]:
     alignment = draft.values["aspect_bucket_alignment"]
     if alignment % 32:
@@ -308,9 +272,7 @@ RULES: tuple[Rule, ...] = (
     Rule(("validation_num_video_frames",), _frames_of_videos, "the number is rounded down to 8k+1"),
     Rule(("validation_disable", "validation_prompt", "user_prompt_library"), _prompts,
          "validation needs a prompt, and a long one"),
-    Rule(("report_to",), _trackers, "every tracker must be built"),
-    Rule(("hub_model_id", "push_to_hub", "push_checkpoints_to_hub"), _repository,
-         "it must be a name the Hub takes, and only counts when something is uploaded"),
+    *REPORTING_RULES,
     Rule(("aspect_bucket_alignment",), _aspect_grid, "a multiple of 32"),
     Rule(("checkpoint_step_interval", "max_train_steps"), _intervals, "tells when only the end is saved"),
 )  # fmt: skip

@@ -21,8 +21,8 @@ KINDS = ("discord", "raw")
 LEVELS = ("critical", "error", "warning", "info", "debug")
 # Types of raw events, which `events` chooses from.
 MESSAGE_TYPES = (
-    "notification", "lifecycle.stage", "training.status", "training.checkpoint", "training.validation",
-    "validation.image", "training.summary", "error",
+    "notification", "lifecycle.stage", "training.status", "training.checkpoint", "training.evaluation",
+    "training.validation", "validation.image", "training.summary", "error",
 )  # fmt: skip
 URL_KEYS: Mapping[str, str] = {"discord": "webhook_url", "raw": "callback_url"}
 

@@ -17,7 +17,8 @@ def chosen_sinks(reporting: ReportingSection, webhooks: tuple[Webhook, ...] = ()
     `report_to` "all" means every tracker whose package is installed.
     """
     named = tracker_names(reporting.report_to)
-    wanted = {name for name in TRACKERS if name in named or ("all" in named and is_installed(name))}
+    taken = {name for name in TRACKERS if "all" in named and is_installed(name) and not SINKS[name].on_request}
+    wanted = taken | {name for name in TRACKERS if name in named}
     if webhooks:
         wanted.add("webhook")
     if reporting.push_to_hub or reporting.push_checkpoints_to_hub:

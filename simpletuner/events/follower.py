@@ -82,7 +82,7 @@ class Follower:
         self._courier = courier
         newest = last_sequence(folder)
         self.record = DeliveryRecord(folder, receiver, newest, self._path.stat().st_size)
-        self._newest, self._begun = newest, False
+        self._newest, self._begun, self._has_failed = newest, False, False
         self._seen, self._offset = self.record.settled, self.record.offset
         self._window: deque[Told] = deque()
         self._change = threading.Condition()
@@ -105,6 +105,16 @@ class Follower:
     def seconds_left(self) -> float:
         """Until the deliveries are given up; infinite while nobody closes."""
         return self._deadline - time.monotonic()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the courier broke, and its owner was told."""
+        return self._has_failed
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether the thread still does something, also after it was given up."""
+        return self._thread.is_alive()
 
     def begin_close(self, patience_seconds: float) -> None:
         """Take nothing more; what the journal holds is delivered for at most `patience_seconds`."""
@@ -192,8 +202,7 @@ class Follower:
             return
         except Exception as error:  # noqa: BLE001 - trackers raise what they like; the owner hears of it
             fault = error
-            with self._change:
-                self._abandoned.set()
+            self._has_failed = True
             self._courier.on_fault(fault)
 
     def _recall(self) -> None:

@@ -72,9 +72,9 @@ def event_of(record: Mapping[str, Any]) -> Event | None:
 def _read(value: Any, annotation: str) -> Any:
     if value is None and annotation == "float":
         return float("nan")
+    inner = "float" if "float" in annotation else ""
     if isinstance(value, list):
-        return tuple(_read(item, "") for item in value)
+        return tuple(_read(item, inner) for item in value)
     if isinstance(value, dict):
-        inner = "float" if "float" in annotation else ""
         return {name: _read(item, inner) for name, item in value.items()}
     return value

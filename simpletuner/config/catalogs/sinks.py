@@ -23,6 +23,7 @@ class SinkRow:
         remote: Whether it is opened only when the configuration asks for it, works on a thread of its
             own, and may itself have something to tell.
         tracker: Whether `report_to` names it.
+        on_request: Whether only its own name asks for it, not `all`.
         package: Module that must be installed; empty when none is needed beyond the program's own.
         extra: Extra that brings the package.
     """
@@ -32,6 +33,7 @@ class SinkRow:
     durable: bool = False
     remote: bool = False
     tracker: bool = False
+    on_request: bool = False
     package: str = ""
     extra: str = ""
 
@@ -45,13 +47,25 @@ SINKS: Catalog[SinkRow] = Catalog(
         ),
         "metrics": SinkRow("simpletuner.events.sinks.metrics:MetricsSink", "one JSON line per optimizer step"),
         "console": SinkRow("simpletuner.events.sinks.console:ConsoleSink", "the story and progress on the terminal"),
+        "simpletuner": SinkRow(
+            "simpletuner.events.sinks.local_tracker:local_sink", "numbers and videos as files for other programs",
+            remote=True, tracker=True,
+        ),
         "tensorboard": SinkRow(
-            "simpletuner.events.sinks.tensorboard:TensorboardSink", "curves and poster pictures for TensorBoard",
+            "simpletuner.events.sinks.tensorboard:tensorboard_sink", "curves and poster pictures for TensorBoard",
             remote=True, tracker=True, package="tensorboard", extra="tensorboard",
         ),
         "wandb": SinkRow(
-            "simpletuner.events.sinks.wandb:WandbSink", "curves, settings and videos for Weights & Biases",
+            "simpletuner.events.sinks.wandb:wandb_sink", "curves, settings and videos for Weights & Biases",
             remote=True, tracker=True, package="wandb", extra="wandb",
+        ),
+        "comet_ml": SinkRow(
+            "simpletuner.events.sinks.comet:comet_sink", "curves, settings and videos for Comet",
+            remote=True, tracker=True, package="comet_ml", extra="comet",
+        ),
+        "custom-tracker": SinkRow(
+            "simpletuner.events.sinks.custom_tracker:custom_sink", "settings and numbers for a class of one's own",
+            remote=True, tracker=True, on_request=True,
         ),
         "webhook": SinkRow(
             "simpletuner.events.sinks.webhook:WebhookSink", "messages to Discord and to addresses of one's own",

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from simpletuner.config.option import Section, option
 
-PLANNED_TRACKERS = ("comet_ml", "swanlab", "custom-tracker")
-QUIET_NAMES = ("", "none", "simpletuner")  # what the run folder holds anyway
+QUIET_NAMES = ("", "none")
+CUSTOM_TRACKER = "custom-tracker"
 
 
 class ReportingSection(Section):
     report_to: str = option(
         "none",
-        "Trackers, comma-separated: `wandb`, `tensorboard`; `all` takes those that are installed. `none` keeps the "
-        "local files and the report only.",
-        "追踪器，用逗号分隔：`wandb`、`tensorboard`；`all` 表示所有已安装的追踪器；`none` 只保留本地文件与报告。",
+        "Trackers, comma-separated: `wandb`, `tensorboard`, `comet_ml`, `custom-tracker`, `simpletuner` (files in the "
+        "run folder for other programs); `all` takes those that are installed. `none` keeps the local journal and "
+        "report only.",
+        "追踪器，用逗号分隔：`wandb`、`tensorboard`、`comet_ml`、`custom-tracker`、`simpletuner`（输出文件夹中供其他程序读取的文件）；"
+        "`all` 表示所有已安装的追踪器；`none` 只保留本地日志与报告。",
         guide=True,
-        planned_values={name: f"the tracker '{name}'" for name in PLANNED_TRACKERS},
+        planned_values={"swanlab": "the tracker 'swanlab'"},
     )
     tracker_project_name: str = option(
         "simpletuner",
@@ -31,12 +33,20 @@ class ReportingSection(Section):
         "本次运行的名称，显示在报告、追踪器与适配器元数据中。",
         guide=True,
     )
-    tracker_image_layout: str = option(
-        "gallery", "How a tracker shows pictures.", "追踪器展示图像的方式。", level="expert",
-        planned="pictures as a table",
-    )  # fmt: skip
+    tracker_image_layout: Literal["gallery", "table"] = option(
+        "gallery",
+        "How W&B shows validation videos: `gallery`, one panel per prompt, or `table`, one table per validation with a "
+        "row per video.",
+        "W&B 展示验证视频的方式：`gallery` 每个提示词一个面板；`table` 每次验证一个表格，每个视频一行。",
+        level="expert",
+    )
     custom_tracker: str | None = option(
-        None, "Own tracker class.", "自定义追踪器。", level="expert", planned="the tracker 'custom-tracker'"
+        None,
+        "For `report_to` custom-tracker: name of a file in `custom-trackers/`, or path of a Python file, with one "
+        "subclass of Accelerate's `GeneralTracker`. Its code is run.",
+        "用于 `report_to` 的 custom-tracker：`custom-trackers/` 中的文件名或 Python 文件路径，其中只有一个 "
+        "`GeneralTracker` 子类。其代码会被执行。",
+        level="expert",
     )
     logging_dir: str = option(
         "logs",

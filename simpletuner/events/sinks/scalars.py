@@ -5,7 +5,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from simpletuner.events.types import RunStarted, StepFinished, VideoGenerated
+from simpletuner.events.types import Event, RunStarted, StepFinished, VideoGenerated
+
+
+def event_scalars(event: Event) -> dict[str, float]:
+    """Name -> number of an event that has a step; empty for events without numbers."""
+    if isinstance(event, StepFinished):
+        return step_scalars(event)
+    if isinstance(event, VideoGenerated):
+        return {f"measures/{video_title(event)}/{name}": value for name, value in event.measures.items()}
+    return {}
 
 
 def step_scalars(event: StepFinished) -> dict[str, float]:
@@ -26,7 +35,8 @@ def step_scalars(event: StepFinished) -> dict[str, float]:
 def video_title(event: VideoGenerated) -> str:
     """Under which name a validation video is followed over the steps."""
     weights = "" if event.weights == "adapter" else f" ({event.weights})"
-    return f"{event.nickname} - {event.width}x{event.height}{weights}"
+    number = f" #{event.number}" if event.number > 1 else ""
+    return f"{event.nickname} - {event.width}x{event.height}{number}{weights}"
 
 
 def resumed_step(event: RunStarted) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ from simpletuner.config.webhook_file import Webhook
 from simpletuner.core.errors import UserError
 from simpletuner.events import choice
 from simpletuner.events.choice import chosen_sinks
+from simpletuner.events.lines import read_lines
 from simpletuner.events.run import open_run
+from simpletuner.events.sinks.custom_tracker import find_tracker
 from simpletuner.events.sinks.journal import read_journal
 from simpletuner.events.types import RunFinished, RunStarted, StepFinished, VideoGenerated
 from simpletuner.validation.video_file import write_still, write_video
@@ -33,9 +37,11 @@ def test_report_to_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
         return chosen_sinks(ReportingSection(report_to=report_to, **more))
 
     monkeypatch.setattr(choice, "is_installed", lambda name: name != "wandb")
-    assert names("none") == names("") == names("simpletuner") == ()
+    assert names("none") == names("") == ()
+    assert names("simpletuner") == ("simpletuner",)
     assert names("WandB, tensorboard") == ("tensorboard", "wandb")
-    assert names("all") == ("tensorboard",)
+    assert names("all") == ("simpletuner", "tensorboard", "comet_ml"), "not one that needs a file of one's own"
+    assert names("custom-tracker,all")[-1] == "custom-tracker"
     assert names("none", push_to_hub=True) == names("none", push_checkpoints_to_hub=True) == ("hub",)
     receiver = Webhook(webhook_type="raw", callback_url="http://localhost")
     assert chosen_sinks(ReportingSection(), (receiver,)) == ("webhook",)
@@ -53,18 +59,21 @@ def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch, tmp_
     assert not (tmp_path / "run").exists()
 
 
-def play(folder: Path, report_to: str, first: int, last: int, resumed_from: str = "") -> None:
+def play(folder: Path, report_to: str, first: int, last: int, resumed_from: str = "", **more: Any) -> None:
     """A start of a run that does the steps `first` to `last` and shows one video at its end."""
     frames = np.random.default_rng(0).integers(0, 255, (9, 32, 64, 3), dtype=np.uint8)
     path = folder / "validation_videos" / f"step_{last}_cat_64x32.mp4"
     write_video(path, frames, 25.0)
     write_still(path.with_suffix(".png"), frames[0])
-    with open_run(folder, DOCUMENT, "night", reporting=ReportingSection(report_to=report_to)) as run:
+    with open_run(folder, DOCUMENT, "night", reporting=ReportingSection(report_to=report_to, **more)) as run:
         run.emit(RunStarted("night", str(folder), resumed_from))
         for number in range(first, last + 1):
             terms = {"flow": float("nan") if number == 2 else 0.5}
             run.emit(StepFinished(number, 1, 1 / number, 1e-4, 0.7, 2, 336, 0.5, 1000, terms))
-        run.emit(VideoGenerated(last, "adapter", "cat", "a cat", 64, 32, 9, 25.0, 42, str(path), 1.0))
+        measures = {"flicker": 0.25}
+        run.emit(
+            VideoGenerated(last, "adapter", "cat", "a cat", 64, 32, 9, 25.0, 42, str(path), 1.0, measures=measures)
+        )
         run.emit(RunFinished(last, "stopped"))
 
 
@@ -87,6 +96,7 @@ def test_tensorboard_reads_curves_posters_and_settings(tmp_path: Path) -> None:
     assert 2 not in [item.step for item in found.Scalars("loss/flow")], "a number that is none is left out"
     assert [image.step for image in found.Images("cat - 64x32")] == [8]
     assert found.Images("cat - 64x32")[0].encoded_image_string.startswith(b"\x89PNG")
+    assert [(item.step, item.value) for item in found.Scalars("measures/cat - 64x32/flicker")] == [(8, 0.25)]
     text = found.Tensors("settings")[0].tensor_proto.string_val[0].decode()
     assert '"lora_rank": 16' in text
     assert "webhook_config" not in text
@@ -162,11 +172,122 @@ def test_wandb_records_offline_without_a_login_and_goes_on_in_the_same_run(tmp_p
 
 
 @pytest.mark.usefixtures("wandb_alone")
+def test_wandb_shows_videos_as_a_table(tmp_path: Path) -> None:
+    play(tmp_path, "wandb", 1, 2, tracker_image_layout="table")
+    assert warnings_of(tmp_path) == []
+    rows, _, _ = history(next((tmp_path / "logs" / "wandb").glob("offline-run-*")))
+    shown = " ".join(value for row in rows for key, value in row.items() if key.startswith("validation"))
+    assert "table-file" in shown
+    (table,) = (tmp_path / "logs" / "wandb").rglob("validation_*.table.json")
+    content = json.loads(table.read_text())
+    assert content["columns"][:2] == ["step", "prompt"]
+    assert content["data"][0][:5] == [2, "cat", "a cat", "64x32", "adapter"]
+
+
+def test_the_files_for_other_programs_tell_each_step_once(tmp_path: Path) -> None:
+    play(tmp_path, "simpletuner", 1, 4)
+    play(tmp_path, "simpletuner", 3, 6, "out/checkpoint-2")
+    assert warnings_of(tmp_path) == []
+    lines = list(read_lines(tmp_path / "training_metrics.jsonl"))
+    assert [line["step"] for line in lines if "train_loss" in line["metrics"]] == [1, 2, 3, 4, 5, 6]
+    assert lines[1]["metrics"]["loss/flow"] is None, "a number that is none"
+    manifest = json.loads((tmp_path / "training_metrics.json").read_text())
+    assert (manifest["run"], manifest["status"], manifest["config"]) == ("night", "ended", {"lora_rank": 16})
+    assert {"train_loss", "measures/cat - 64x32/flicker"} <= set(manifest["metrics"])
+    media = list(read_lines(tmp_path / "validation_media.jsonl"))
+    assert [(line["step"], line["path"]) for line in media] == [
+        (4, "step_4_cat_64x32.mp4"), (6, "step_6_cat_64x32.mp4")
+    ]  # fmt: skip
+
+
+OWN_TRACKER = """
+import json
+from accelerate.tracking import GeneralTracker
+class Diary(GeneralTracker):
+    name = "diary"
+    requires_logging_directory = True
+    def __init__(self, run_name, logging_dir, **more):
+        super().__init__()
+        self.file = open(f"{logging_dir}/diary.jsonl", "a", encoding="utf-8")
+        self.say("begin", run_name)
+    @property
+    def tracker(self):
+        return self.file
+    def say(self, *words):
+        self.file.write(json.dumps(words) + "\\n")
+    def store_init_configuration(self, values):
+        self.say("settings", values)
+    def log(self, values, step, **more):
+        self.say(step, values.get("train_loss"))
+    def finish(self):
+        self.say("end")
+        self.file.close()
+"""
+
+
+@pytest.mark.needs_torch
+def test_a_tracker_of_one_s_own_is_told(tmp_path: Path) -> None:
+    own = tmp_path / "diary.py"
+    own.write_text(OWN_TRACKER)
+    play(tmp_path / "run", "custom-tracker", 1, 2, custom_tracker=str(own))
+    assert warnings_of(tmp_path / "run") == []
+    lines = [json.loads(line) for line in (tmp_path / "run" / "logs" / "diary.jsonl").read_text().splitlines()]
+    assert lines == [
+        ["begin", "night"], ["settings", {"lora_rank": 16}], [1, 1.0], [2, 0.5], [2, None], ["end"]
+    ]  # fmt: skip
+
+
+@pytest.mark.needs_torch
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("x = 1", "holds 0 subclasses of GeneralTracker"),
+        (OWN_TRACKER + "class Second(Diary):\n    pass\n", "holds 2 subclasses"),
+        (OWN_TRACKER.replace("def log", "def lock"), "lacks log"),
+    ],
+)
+def test_a_tracker_file_that_is_none_is_told(tmp_path: Path, text: str, told: str) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(text)
+    with pytest.raises(UserError, match=told):
+        find_tracker(own)
+
+
+@pytest.mark.needs_torch
+def test_comet_records_offline_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("comet_ml")
+    monkeypatch.delenv("COMET_API_KEY", raising=False)
+    monkeypatch.setenv("COMET_CONFIG", str(tmp_path / "none"))
+    play(tmp_path, "comet_ml", 1, 3)
+    play(tmp_path, "comet_ml", 3, 4, "out/checkpoint-2")
+    assert warnings_of(tmp_path) == []
+    archives = sorted((tmp_path / "logs" / "comet").glob("*.zip"), key=lambda path: path.stat().st_mtime)
+    assert len(archives) == 2
+    told: list[dict[str, Any]] = []
+    keys = set()
+    for archive in archives:
+        with zipfile.ZipFile(archive) as content:
+            told += [json.loads(line) for line in content.read("messages.json").splitlines()]
+            keys.add(json.loads(content.read("experiment.json"))["offline_id"])
+    assets = [line["payload"].get("additional_params", {}) for line in told]
+    assert [(a["fileName"], a["step"]) for a in assets if a.get("type") == "video"] == [
+        ("cat - 64x32", 3), ("cat - 64x32", 4)
+    ]  # fmt: skip
+    assert len(list((tmp_path / "validation_videos").iterdir())) == 4, "nothing of the run folder is taken away"
+    metrics = [line["payload"]["metric"] for line in told if line["type"] == "metric_msg"]
+    assert [(m["metricName"], m["metricValue"]) for m in metrics if m["metricName"] == "train_loss"] == [
+        ("train_loss", 1.0), ("train_loss", 0.5), ("train_loss", 1 / 3), ("train_loss", 0.25)
+    ]  # fmt: skip
+    assert len(keys) == 1
+
+
+@pytest.mark.usefixtures("wandb_alone")
 def test_a_tracker_that_breaks_is_told_of_once_and_the_run_goes_on(
     tmp_path: Path,
 ) -> None:
     pytest.importorskip("tensorboard")
     folder = tmp_path / "run"
+    (folder / "logs").mkdir(parents=True)
     (folder / "wandb_run.json" / "in the way").mkdir(parents=True)
     play(folder, "wandb,tensorboard", 1, 3)
     found = warnings_of(folder)

@@ -1,0 +1,79 @@
+"""Rules about who is told of a run, and where its results are published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from simpletuner.config.catalogs.sinks import TRACKERS
+from simpletuner.config.draft import Draft, Rule, note
+from simpletuner.config.hub_name import read_repository
+from simpletuner.config.sections.reporting import CUSTOM_TRACKER, tracker_names
+from simpletuner.config.table import option_table
+from simpletuner.config.values import show
+from simpletuner.core.catalog import did_you_mean
+from simpletuner.core.errors import Problem
+
+
+def _trackers(draft: Draft) -> Iterator[Problem]:
+    spec = option_table()["report_to"]
+    built = [*TRACKERS, "all", "none"]
+    for name in tracker_names(str(draft.values["report_to"])):
+        if name in built:
+            continue
+        missing = spec.facts.planned_values.get(name)
+        yield Problem(
+            f"report_to = {show(name)}",
+            f"Not built yet: {missing}" if missing else f"There is no such tracker. Known: {', '.join(built)}",
+            f"Use {', '.join(TRACKERS)}; or none: the run folder keeps metrics.jsonl and a report"
+            if missing
+            else did_you_mean(name, built) or "Remove it",
+            draft.place("report_to"),
+        )
+
+
+def _custom_tracker(draft: Draft) -> Iterator[Problem]:
+    is_asked = CUSTOM_TRACKER in tracker_names(str(draft.values["report_to"]))
+    if is_asked and not draft.values["custom_tracker"]:
+        yield Problem(
+            "report_to = custom-tracker without custom_tracker",
+            "It names the file with the tracker's class",
+            'Add "custom_tracker": "my_tracker" for custom-trackers/my_tracker.py',
+            draft.place("report_to"),
+        )
+    if draft.values["custom_tracker"] and not is_asked:
+        yield note("custom_tracker has no effect without report_to custom-tracker", where=draft.place("custom_tracker"))
+
+
+def _layout(draft: Draft) -> Iterator[Problem]:
+    names = tracker_names(str(draft.values["report_to"]))
+    if draft.values["tracker_image_layout"] == "table" and not {"wandb", "all"} & set(names):
+        yield note(
+            "tracker_image_layout = table has no effect without report_to wandb",
+            where=draft.place("tracker_image_layout"),
+        )
+
+
+def _repository(draft: Draft) -> Iterator[Problem]:
+    written = draft.values["hub_model_id"]
+    if not written or not written.strip():
+        return
+    try:
+        read_repository(written)
+    except ValueError as error:
+        yield Problem(
+            f"hub_model_id = {show(written)} cannot be a repository", str(error),
+            'Write for example "my-lora" or "owner/my-lora"', draft.place("hub_model_id"),
+        )  # fmt: skip
+    if not (draft.values["push_to_hub"] or draft.values["push_checkpoints_to_hub"]):
+        yield note(
+            f"hub_model_id = {show(written)} has no effect without push_to_hub", where=draft.place("hub_model_id")
+        )
+
+
+REPORTING_RULES: tuple[Rule, ...] = (
+    Rule(("report_to",), _trackers, "every tracker must be built"),
+    Rule(("report_to", "custom_tracker"), _custom_tracker, "a tracker of one's own needs its file"),
+    Rule(("report_to", "tracker_image_layout"), _layout, "tables are W&B's"),
+    Rule(("hub_model_id", "push_to_hub", "push_checkpoints_to_hub"), _repository,
+         "it must be a name the Hub takes, and only counts when something is uploaded"),
+)  # fmt: skip
