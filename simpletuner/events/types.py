@@ -106,11 +106,33 @@ class StepFinished(Event):
 
 
 @dataclass(frozen=True)
+class StepSkipped(Event):
+    """An optimizer step whose loss or gradients were no finite numbers; weights and optimizer are as before it."""
+
+    step: int  # from 1; a skipped step counts like any other
+    epoch: int
+    reason: str
+    samples: tuple[str, ...]  # those to blame, or all of the step
+
+
+@dataclass(frozen=True)
+class RolledBack(Event):
+    """The run has gone back to a checkpoint; it goes on with the clips that would have come next."""
+
+    step: int  # where it was
+    to_step: int
+    path: str  # of the checkpoint
+    reason: str
+
+
+@dataclass(frozen=True)
 class CheckpointSaved(Event):
     step: int
     path: str
-    seconds: float
+    seconds: float  # from the snapshot to the last byte on the disk
     size_bytes: int
+    stalled_seconds: float = 0.0  # for which training waited
+    is_rolling: bool = False  # a safety checkpoint, which the next one replaces
 
 
 @dataclass(frozen=True)

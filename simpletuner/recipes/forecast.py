@@ -403,9 +403,11 @@ class _Desk:
         channels = max((line.latent_shape[0] for line in lines), default=0)
         # Latents, noise, mixture and target in float32, and the text features.
         inputs = tokens * channels * 4 * 4.0 + batch * self._text_tokens * self._cost.text_width * 4.0
+        # Over several micro-batches gradients add up in float32 (`training/gradient_sums.py`).
+        adds_up = self._config.schedule.gradient_accumulation_steps > 1
         return {
             **self._held(),
-            "gradients": values * float(self._trained.parameter_bytes),
+            "gradients": values * (4.0 if adds_up else float(self._trained.parameter_bytes)),
             "activations": self._cost.activation_bytes(tokens, self._trained),
             "batch": inputs,
             "context": card.context_bytes,

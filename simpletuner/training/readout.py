@@ -17,7 +17,7 @@ from torch import Tensor
 
 from simpletuner.core.errors import ExitCode, UserError
 from simpletuner.data.batch import Batch
-from simpletuner.events.types import StepFinished
+from simpletuner.events.types import StepFinished, StepSkipped
 from simpletuner.objectives.terms import LossTerm, band_means
 from simpletuner.runtime.host import used_memory
 
@@ -35,6 +35,44 @@ class TermPart:
     names: tuple[str, ...]
     sigmas: tuple[float, ...]
     per_sample: bool
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a step must not be taken: its loss or a gradient is no finite number.
+
+    Attributes:
+        step: Its number, from 1.
+        epoch: Its epoch.
+        found: What is no number.
+        samples: Those whose loss is to blame, or all of the step where no single one is.
+    """
+
+    step: int
+    epoch: int
+    found: str
+    samples: tuple[str, ...]
+
+    @property
+    def named(self) -> str:
+        """The samples for a message; of many only some."""
+        more = f" and {len(self.samples) - _NAMED_SAMPLES} more" if len(self.samples) > _NAMED_SAMPLES else ""
+        return f"{', '.join(self.samples[:_NAMED_SAMPLES])}{more}"
+
+    def as_event(self) -> StepSkipped:
+        """What is told where the step is passed over."""
+        return StepSkipped(self.step, self.epoch, self.found, self.samples)
+
+    def as_error(self) -> UserError:
+        """What is raised where the run ends with it (exit code 5)."""
+        return UserError(
+            f"step {self.step}: {self.found}, with {self.named}",
+            "Training on would ruin the weights, so the run stops; nothing of this step was saved, and the last "
+            "checkpoint is good",
+            "Lower learning_rate or set max_grad_norm, look at the clips named, and start again from the last "
+            "checkpoint",
+            exit_code=ExitCode.NUMERICS,
+        )
 
 
 @dataclass
@@ -78,22 +116,31 @@ class StepNumbers:
         packed = torch.cat([gradient_norm.reshape(1), *self.scalars])
         lengths = [scalar.numel() for scalar in self.scalars]
         if packed.device.type != "cuda":
-            return PendingStep(self, packed, lengths, None)
+            return PendingStep(self, packed, lengths)
         landed = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
         landed.copy_(packed, non_blocking=True)
         arrival = torch.cuda.Event()
         arrival.record()
-        return PendingStep(self, landed, lengths, arrival)
+        return PendingStep(self, landed, lengths, arrival, packed)
 
 
 @dataclass
 class PendingStep:
-    """A step whose numbers are on their way."""
+    """A step whose numbers are on their way.
+
+    Attributes:
+        numbers: What the host knows.
+        packed: Where the device's numbers land: the gradient norm, then the noted ones.
+        lengths: How many numbers each noted tensor has.
+        arrival: When they have landed; None where they are there already.
+        at_source: The same numbers on the device, there at once for what is computed next.
+    """
 
     numbers: StepNumbers
     packed: Tensor
     lengths: list[int]
-    arrival: torch.cuda.Event | None
+    arrival: torch.cuda.Event | None = None
+    at_source: Tensor | None = None
 
     @property
     def waits(self) -> bool:
@@ -112,32 +159,20 @@ class PendingStep:
             del flat[:length]
         return norm, rows
 
-    def refuse_broken_numbers(self) -> None:
-        """Stop the run if the loss or a gradient is not a finite number.
-
-        Raises:
-            UserError: Naming the step and the samples (exit code 5).
-        """
+    @cached_property
+    def fault(self) -> Fault | None:
+        """What is broken about the step, None for a sound one; waits until the numbers have arrived."""
         norm, rows = self.values
         if math.isfinite(norm) and all(math.isfinite(value) for row in rows for value in row):
-            return
-        step = self.numbers.step
+            return None
+        numbers = self.numbers
         lost = [name for name, loss in self._losses() if not math.isfinite(loss)]
         found = "the loss is not a finite number" if lost else f"the gradient norm is {norm}"
-        names = lost or list(dict.fromkeys(name for part in self.numbers.parts for name in part.names))
-        more = f" and {len(names) - _NAMED_SAMPLES} more" if len(names) > _NAMED_SAMPLES else ""
-        raise UserError(
-            f"step {step}: {found}, with {', '.join(names[:_NAMED_SAMPLES])}{more}",
-            "Training on would ruin the weights, so the run stops; nothing of this step was saved, and the last "
-            "checkpoint is good",
-            "Lower learning_rate or set max_grad_norm, look at the clips named, and start again from the last "
-            "checkpoint",
-            exit_code=ExitCode.NUMERICS,
-        )
+        names = lost or [name for part in numbers.parts for name in part.names]
+        return Fault(numbers.step, numbers.epoch, found, tuple(dict.fromkeys(names)))
 
     def finish(self, device: torch.device, previous_finished: float) -> StepFinished:
-        """The event of the step; the time is the one from the end of the step before."""
-        self.refuse_broken_numbers()
+        """The event of a sound step; the time is the one from the end of the step before."""
         numbers = self.numbers
         return StepFinished(
             step=numbers.step,

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import torch
 from torch.optim import Optimizer
 
 from simpletuner.config.catalogs.optimizers import OPTIMIZERS
@@ -22,6 +23,7 @@ from simpletuner.core.errors import UserError
 from simpletuner.data.batch import Batch
 from simpletuner.training.average import WeightAverage
 from simpletuner.training.build import Trainable
+from simpletuner.training.gradient_sums import GradientSums
 from simpletuner.training.learning_rate import LearningRate
 
 
@@ -59,8 +61,11 @@ class TrainState:
         seed: Seed of the run.
         total_steps: Steps of the whole run.
         step: Optimizer steps done.
+        broken: Set when loss or gradients stopped being numbers and ended the run; such a state is never saved.
         average: Running average of the trained weights, None without `use_ema`.
-        broken: Set when loss or gradients stopped being numbers; such a state is never saved.
+        sums: Where gradients add up in float32; None where they can do so in the parameters.
+        skipped_steps: Numbers of the steps that were passed over because they were broken.
+        rollbacks: How often the run went back to a checkpoint.
     """
 
     trainable: Trainable
@@ -73,6 +78,9 @@ class TrainState:
     step: int = 0
     broken: bool = False
     average: WeightAverage | None = None
+    sums: GradientSums | None = None
+    skipped_steps: list[int] = field(default_factory=list)
+    rollbacks: int = 0
 
     @classmethod
     def begin(
@@ -87,6 +95,8 @@ class TrainState:
         Raises:
             UserError: If optimizer or schedule are unknown or do not fit the parameters.
         """
+        is_narrow = any(p.dtype.itemsize < torch.float32.itemsize for p in trainable.parameters.values())
+        adds_up = is_narrow and config.schedule.gradient_accumulation_steps > 1
         return cls(
             trainable=trainable,
             optimizer=build_optimizer(trainable, config),
@@ -96,6 +106,7 @@ class TrainState:
             seed=config.schedule.seed,
             total_steps=total_steps,
             average=_build_average(trainable, config.average),
+            sums=GradientSums(trainable.parameters.values()) if adds_up else None,
         )
 
     def wearing(self, weights: Literal["base", "adapter", "ema"]) -> AbstractContextManager[None]:

@@ -11,7 +11,6 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from simpletuner.core.errors import UserError
 from simpletuner.data.batch import Batch
 from simpletuner.maths.clipping import clip_gradients
 from simpletuner.objectives.terms import LossTerm
@@ -23,33 +22,62 @@ from simpletuner.training.state import TrainState
 Objective = Callable[[nn.Module, Batch, int], Sequence[LossTerm]]
 
 DROPOUT_STREAM: Final = "dropout"
+# How torch's optimizers say that they leave everything as it is where `found_inf` is 1 (see torch.amp.GradScaler).
+_SKIPS_BY_ITSELF: Final = "_step_supports_amp_scaling"
 
 
-def take_step(state: TrainState, objective: Objective) -> PendingStep:
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
+
+
+def take_step(
+    state: TrainState, objective: Objective, stop: Callable[[], bool] = never, *, skips: bool = False
+) -> PendingStep | None:
     """Advance `state` by one optimizer step and return its numbers, which may still be on their way.
 
-    Each micro-batch counts by its share of the step's samples, so that 2 batches of 2 train like 4
-    of 1. On the CPU the numbers are checked before the update; on an accelerator they are checked
-    when they are read, and a state that was updated from broken numbers is marked so.
+    Each micro-batch counts by its share of the step's samples, so that 2 batches of 2 train like 4 of 1.
+
+    A step whose loss or gradients are no finite numbers changes neither weights nor optimizer. On the CPU that is
+    decided here. On an accelerator the device decides for itself: optimizers that can leave everything as it is do;
+    the others are given gradients of zero, with which only their memory of earlier ones fades by a step.
+
+    Args:
+        state: A state between two steps.
+        objective: Batch -> loss terms.
+        stop: Asked between two micro-batches. A step that is stopped is given up, and the position in the data
+            is the one before it, so that a run which goes on from there is the undisturbed one.
+        skips: Whether a broken step is passed over and counted; else it raises, on the CPU before the state changes.
+
+    Returns:
+        None if the step was given up.
 
     Raises:
-        UserError: On the CPU, if the loss or a gradient is not a finite number (exit code 5).
+        UserError: On the CPU, if the step is broken and is not to be passed over (exit code 5).
     """
     numbers = StepNumbers(state.step + 1, state.learning_rate(state.step))
+    begun_at = state.batches.state_dict()
     ends_step = False
     while not ends_step:
+        if numbers.parts and stop():
+            _drop_gradients(state)
+            state.batches.load_state_dict(begun_at)
+            return None
         batch = next(state.batches).to(state.trainable.device, state.trainable.dtype)
         run_micro_step(state, objective, batch, numbers)
         ends_step = batch.ends_step
+    gradients = _gradients(state)
     settings = state.settings
-    norm = clip_gradients(_gradients(state), settings.max_grad_norm, settings.grad_clip_method)
-    pending = numbers.send(norm)
-    if not pending.waits:
+    pending = numbers.send(clip_gradients(gradients, settings.max_grad_norm, settings.grad_clip_method))
+    if not (pending.waits or skips):
         refuse_broken_step(state, pending)
     for group in state.optimizer.param_groups:
         group["lr"] = numbers.learning_rate
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
+    if pending.waits:
+        _update_unless_broken(state, pending, gradients)
+    elif pending.fault is None:
+        _update(state)
+    _drop_gradients(state)
     state.step += 1
     if state.average is not None:
         state.average.update(state.step)
@@ -57,7 +85,7 @@ def take_step(state: TrainState, objective: Objective) -> PendingStep:
 
 
 def run_micro_step(state: TrainState, objective: Objective, batch: Batch, numbers: StepNumbers) -> None:
-    """Forward and backward of one micro-batch; gradients add up in the trained parameters."""
+    """Forward and backward of one micro-batch; gradients add up in the trained parameters, or beside them."""
     if state.trainable.draws_dropout:
         torch.manual_seed(stream_seed(state.seed, DROPOUT_STREAM, batch.sample_numbers[0]))
     terms = objective(state.trainable.transformer, batch, numbers.step)
@@ -71,21 +99,55 @@ def refuse_broken_step(state: TrainState, pending: PendingStep) -> None:
     Raises:
         UserError: Naming step and samples (exit code 5).
     """
-    try:
-        pending.refuse_broken_numbers()
-    except UserError:
+    if pending.fault is not None:
         state.broken = True
-        state.optimizer.zero_grad(set_to_none=True)
-        raise
+        _drop_gradients(state)
+        raise pending.fault.as_error()
+
+
+def _update(state: TrainState) -> None:
+    if state.sums is not None:
+        state.sums.hand_over(state.optimizer)
+    state.optimizer.step()
+
+
+def _update_unless_broken(state: TrainState, pending: PendingStep, gradients: Sequence[Tensor]) -> None:
+    """Update if the numbers are finite; the device knows, the host does not wait for it."""
+    assert pending.at_source is not None
+    broken = ~torch.isfinite(pending.at_source).all()
+    facts = vars(state.optimizer)
+    if facts.get(_SKIPS_BY_ITSELF, False):
+        facts["found_inf"] = broken.float()
+        _update(state)
+        facts["found_inf"] = None
+        return
+    for gradient in gradients:
+        gradient.masked_fill_(broken, 0.0)
+    _update(state)
+
+
+def _drop_gradients(state: TrainState) -> None:
+    state.optimizer.zero_grad(set_to_none=True)
+    if state.sums is not None:
+        state.sums.clear()
 
 
 def _gradients(state: TrainState) -> list[Tensor]:
+    """The gradient of each trained parameter, in their order; those of narrow ones in float32 if they were summed."""
     gradients = []
     for name, parameter in state.trainable.parameters.items():
-        if parameter.grad is None and state.trainable.skips_layers:
+        gradient = parameter.grad if state.sums is None else state.sums.of(parameter)
+        if gradient is None and state.trainable.skips_layers:
             # Left out of every micro-batch of the step. Zero, not nothing: the optimizer's state stays complete.
-            parameter.grad = torch.zeros_like(parameter)
-        if parameter.grad is None:
+            gradient = _give_zero(state, parameter)
+        if gradient is None:
             raise RuntimeError(f"the trained parameter '{name}' got no gradient at step {state.step + 1}")
-        gradients.append(parameter.grad)
+        gradients.append(gradient)
     return gradients
+
+
+def _give_zero(state: TrainState, parameter: nn.Parameter) -> Tensor:
+    if state.sums is not None and state.sums.keeps(parameter):
+        return state.sums.add_zero(parameter)
+    parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad

@@ -60,7 +60,13 @@ def begin_run(
         memory=MemorySection(gradient_checkpointing=checkpointing),
         optimizer=OptimizerSection(optimizer=optimizer, max_grad_norm=1.0, grad_clip_method="norm"),
         schedule=ScheduleSection(
-            seed=seed, learning_rate=1e-3, lr_scheduler="cosine", lr_warmup_steps=4, lr_end=1e-5, max_train_steps=STEPS
+            seed=seed,
+            learning_rate=1e-3,
+            lr_scheduler="cosine",
+            lr_warmup_steps=4,
+            lr_end=1e-5,
+            max_train_steps=STEPS,
+            gradient_accumulation_steps=accumulation,
         ),
     )
     source = FAMILY.resolve(ModelSection(pretrained_model_name_or_path=str(checkpoint)))

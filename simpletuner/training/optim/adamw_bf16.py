@@ -76,6 +76,11 @@ class AdamWBF16(Optimizer):
         """
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self._seed = seed
+        # float32 gradients that stand in for `.grad`, which cannot be wider than its parameter.
+        self.gradients: dict[Tensor, Tensor] = {}
+        # As torch's fused optimizers have it: a step at which this is 1 changes nothing, and the host need not know.
+        self.found_inf: Tensor | None = None
+        self._step_supports_amp_scaling = True
         self._buckets: list[tuple[dict[str, Any], _Bucket]] = []
         for group in self.param_groups:
             _refuse_other_formats(group["params"])
@@ -113,24 +118,40 @@ class AdamWBF16(Optimizer):
                 loss = closure()
         for group, bucket in self._buckets:
             self._update(group, bucket)
+        self.gradients.clear()
         return loss
 
     def _update(self, group: dict[str, Any], bucket: _Bucket) -> None:
         number = self._count_step(bucket)
-        gradient = torch.cat([_gradient(parameter) for parameter in bucket.parameters]).float()
+        gradient = torch.cat([self._gradient(parameter) for parameter in bucket.parameters]).float()
         parameters = torch.cat([parameter.view(-1) for parameter in bucket.parameters]).float()
         beta1, beta2 = group["betas"]
-        bucket.first.lerp_(gradient, 1.0 - beta1)
-        bucket.second.mul_(beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
+        if self.found_inf is None:
+            bucket.first.lerp_(gradient, 1.0 - beta1)
+            bucket.second.mul_(beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
+        else:
+            kept = self.found_inf != 0
+            gradient.masked_fill_(kept, 0.0)
+            bucket.first.lerp_(gradient, torch.where(kept, 0.0, 1.0 - beta1))
+            bucket.second.mul_(torch.where(kept, 1.0, beta2)).addcmul_(gradient, gradient, value=1.0 - beta2)
         divisor = torch.sqrt(bucket.second, out=gradient)
         divisor.div_((1.0 - beta2**number) ** 0.5).add_(group["eps"])
         parameters.mul_(1.0 - group["lr"] * group["weight_decay"])
         parameters.addcdiv_(bucket.first, divisor, value=-group["lr"] / (1.0 - beta1**number))
         rounded = round_at_random(parameters, stream_seed(self._seed, f"rounding/{bucket.index}", number))
+        if self.found_inf is not None:
+            before = torch.cat([parameter.view(-1) for parameter in bucket.parameters])
+            rounded = torch.where(self.found_inf != 0, before, rounded)
         torch._foreach_copy_(
             bucket.parameters,
             [part.view_as(p) for part, p in zip(rounded.split(bucket.sizes), bucket.parameters, strict=True)],
         )
+
+    def _gradient(self, parameter: Tensor) -> Tensor:
+        gradient = self.gradients.get(parameter, parameter.grad)
+        if gradient is None:
+            raise RuntimeError(f"a trained parameter of shape {tuple(parameter.shape)} got no gradient")
+        return gradient.reshape(-1)
 
     def _count_step(self, bucket: _Bucket) -> int:
         number = int(self.state[bucket.parameters[0]]["step"]) + 1
@@ -183,12 +204,6 @@ def _divide(parameters: list[Tensor]) -> list[list[Tensor]]:
         runs[-1].append(parameter)
         held += parameter.numel()
     return runs
-
-
-def _gradient(parameter: Tensor) -> Tensor:
-    if parameter.grad is None:
-        raise RuntimeError(f"a trained parameter of shape {tuple(parameter.shape)} got no gradient")
-    return parameter.grad.reshape(-1)
 
 
 def _refuse_other_formats(parameters: list[Tensor]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +29,7 @@ from simpletuner.models.ltxvideo.weights import to_original
 from simpletuner.objectives.flow_matching import FlowMatching
 from simpletuner.runtime.random import draw_normal
 from simpletuner.training.build import build_trainable
+from simpletuner.training.readout import PendingStep, StepNumbers
 from simpletuner.training.state import TrainState
 
 CHANNELS, TEXT_WIDTH, TEXT_LENGTH = 4, 12, 6
@@ -127,7 +128,7 @@ def make_small_run(
         precision=PrecisionSection(mixed_precision="no"),
         memory=MemorySection(gradient_checkpointing=checkpointing),
         optimizer=OptimizerSection(optimizer=optimizer, grad_clip_method="norm"),
-        schedule=ScheduleSection(seed=seed, **settings),
+        schedule=ScheduleSection(seed=seed, gradient_accumulation_steps=accumulation, **settings),
         average=average or AverageSection(),
     )
     family: Any = TinyFamily()
@@ -151,3 +152,55 @@ def make_small_run(
 def small_run() -> Callable[..., SmallRun]:
     """Maker of small runs; see `make_small_run` for its settings."""
     return make_small_run
+
+
+@pytest.fixture(scope="session")
+def poisoned() -> type[Poisoned]:
+    """The objective with some samples' loss spoilt; see `Poisoned`."""
+    return Poisoned
+
+
+class Poisoned:
+    """The objective with the loss of some draws spoilt, named by their running numbers."""
+
+    def __init__(
+        self, objective: Any, sample_numbers: int | Collection[int], spoil: Callable[[Tensor], Tensor]
+    ) -> None:
+        self._objective, self._spoil = objective, spoil
+        self._numbers = {sample_numbers} if isinstance(sample_numbers, int) else set(sample_numbers)
+
+    def __call__(self, transformer: Any, batch: Any, step: int) -> tuple[Any, ...]:
+        (term,) = self._objective(transformer, batch, step)
+        lost = [place for place, number in enumerate(batch.sample_numbers) if number in self._numbers]
+        if not lost:
+            return (term,)
+        per_sample = term.per_sample.clone()
+        per_sample[lost] = self._spoil(per_sample).sum()
+        return (replace(term, value=self._spoil(term.value), per_sample=per_sample.detach()),)
+
+
+class Arrival:
+    """Stands for an accelerator's event: the numbers count as still on their way until waited for."""
+
+    def __init__(self) -> None:
+        self.waited = False
+
+    def synchronize(self) -> None:
+        self.waited = True
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> list[Arrival]:
+    """Make the numbers of every step arrive late, as on an accelerator."""
+    arrivals: list[Arrival] = []
+    send = StepNumbers.send
+
+    def send_late(self: StepNumbers, gradient_norm: Tensor) -> PendingStep:
+        pending = send(self, gradient_norm)
+        pending.arrival = Arrival()  # type: ignore[assignment]
+        pending.at_source = pending.packed
+        arrivals.append(pending.arrival)  # type: ignore[arg-type]
+        return pending
+
+    monkeypatch.setattr(StepNumbers, "send", send_late)
+    return arrivals

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from simpletuner.core.errors import ExitCode, UserError
 from simpletuner.events.types import StepFinished
 from simpletuner.training.checkpoint import save_checkpoint
 from simpletuner.training.fit import fit
-from simpletuner.training.readout import PendingStep, StepNumbers
 from simpletuner.training.step import take_step
 
 
@@ -120,30 +119,13 @@ def test_frozen_weights_stay_and_only_the_adapter_trains(small_run: Callable[...
     assert run.state.trainable.trained_count == sum(t.numel() for t in run.adapter().values())
 
 
-class Poisoned:
-    """The objective with one sample's loss, or its gradient, spoilt at one step."""
-
-    def __init__(self, objective: Any, sample_number: int, spoil: Callable[[Tensor], Tensor]) -> None:
-        self._objective, self._number, self._spoil = objective, sample_number, spoil
-
-    def __call__(self, transformer: Any, batch: Any, step: int) -> Iterator[Any]:
-        from dataclasses import replace
-
-        (term,) = self._objective(transformer, batch, step)
-        if self._number not in batch.sample_numbers:
-            return (term,)
-        per_sample = term.per_sample.clone()
-        per_sample[batch.sample_numbers.index(self._number)] = self._spoil(per_sample).sum()
-        return (replace(term, value=self._spoil(term.value), per_sample=per_sample.detach()),)
-
-
 @pytest.mark.parametrize("number", [0, 9, 39])
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_stops_before_the_update(
-    small_run: Callable[..., Any], number: int, poison: float
+    small_run: Callable[..., Any], poisoned: Callable[..., Any], number: int, poison: float
 ) -> None:
     run = small_run(batch_size=1, accumulation=2)
-    spoilt = Poisoned(run.objective, number, lambda value: value * poison)
+    spoilt = poisoned(run.objective, number, lambda value: value * poison)
     kept = run.adapter()
     with pytest.raises(UserError) as error:
         for _ in fit(run.state, spoilt, stop=lambda: False):
@@ -173,33 +155,7 @@ def test_a_parameter_without_gradient_is_an_error(small_run: Callable[..., Any])
         run_to_end(run)
 
 
-class Arrival:
-    """Stands for an accelerator's event: the numbers count as still on their way until waited for."""
-
-    def __init__(self) -> None:
-        self.waited = False
-
-    def synchronize(self) -> None:
-        self.waited = True
-
-
-@pytest.fixture
-def late(monkeypatch: pytest.MonkeyPatch) -> list[Arrival]:
-    """Make the numbers of every step arrive late, as on an accelerator."""
-    arrivals: list[Arrival] = []
-    send = StepNumbers.send
-
-    def send_late(self: StepNumbers, gradient_norm: Tensor) -> PendingStep:
-        pending = send(self, gradient_norm)
-        pending.arrival = Arrival()  # type: ignore[assignment]
-        arrivals.append(pending.arrival)  # type: ignore[arg-type]
-        return pending
-
-    monkeypatch.setattr(StepNumbers, "send", send_late)
-    return arrivals
-
-
-def test_late_numbers_are_read_one_step_later_and_in_order(small_run: Callable[..., Any], late: list[Arrival]) -> None:
+def test_late_numbers_are_read_one_step_later_and_in_order(small_run: Callable[..., Any], late: list[Any]) -> None:
     prompt, run = small_run(total_steps=6), small_run(total_steps=6)
     expected = [event.loss for event in run_to_end(prompt)]
     seen = []
@@ -211,16 +167,18 @@ def test_late_numbers_are_read_one_step_later_and_in_order(small_run: Callable[.
     assert all(arrival.waited for arrival in late)
 
 
-def test_all_steps_settle_unless_told_otherwise(small_run: Callable[..., Any], late: list[Arrival]) -> None:
+def test_all_steps_settle_unless_told_otherwise(small_run: Callable[..., Any], late: list[Any]) -> None:
     run = small_run(total_steps=4)
     assert [(e.step, run.state.step) for e in fit(run.state, run.objective, stop=lambda: False)] == [
         (1, 1), (2, 2), (3, 3), (4, 4),
     ]  # fmt: skip
 
 
-def test_late_broken_numbers_mark_the_state(small_run: Callable[..., Any], late: list[Arrival], tmp_path: Path) -> None:
+def test_late_broken_numbers_mark_the_state(
+    small_run: Callable[..., Any], late: list[Any], poisoned: Callable[..., Any], tmp_path: Path
+) -> None:
     run = small_run()
-    spoilt = Poisoned(run.objective, 2, lambda value: value * math.nan)
+    spoilt = poisoned(run.objective, 2, lambda value: value * math.nan)
     with pytest.raises(UserError, match="step 3:"):
         for _ in fit(run.state, spoilt, stop=lambda: False, settles=lambda step: False):
             pass
