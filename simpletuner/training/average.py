@@ -7,7 +7,7 @@ made or files are written; the trained weights come back bit for bit, also after
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from simpletuner.config.sections.average import AverageSection
 from simpletuner.core.errors import UserError
 from simpletuner.maths.ema import average_into, decay_at
+from simpletuner.training.host_copies import host_copy
 
 
 class WeightAverage:
@@ -79,9 +80,9 @@ class WeightAverage:
             for name, parameter in self._parameters.items():
                 parameter.copy_(tensors[name])
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Copies of the averages on the CPU, float32."""
-        return {name: average.to("cpu", copy=True).contiguous() for name, average in self._averages.items()}
+    def tensors(self, copy: Callable[[Tensor], Tensor] = host_copy) -> dict[str, Tensor]:
+        """Copies of the averages on the CPU, float32; `copy` says how one gets there."""
+        return {name: copy(average) for name, average in self._averages.items()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor], updates: int) -> None:
         """Continue from saved averages, exactly.

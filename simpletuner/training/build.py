@@ -118,9 +118,11 @@ class Trainable:
         """
         self.adapter.load_file_tensors(tensors)
 
-    def save_weights(self, path: Path, metadata: Mapping[str, str]) -> None:
-        """Write what was trained as the file or folder of its kind."""
-        self.adapter.save(path, metadata)
+    def save_weights(self, path: Path, metadata: Mapping[str, str], values: Mapping[str, Tensor] | None = None) -> None:
+        """Write what was trained, or `values` in its place, as the file or folder of its kind."""
+        if values is not None:
+            values = {name: values[name].to(parameter.dtype) for name, parameter in self.parameters.items()}
+        self.adapter.save(path, metadata, values)
 
     def close(self) -> None:
         """Stop streaming and remove what was put on disk for it; the model is of no use afterwards."""

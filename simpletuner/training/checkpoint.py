@@ -15,27 +15,26 @@ from pathlib import Path
 from typing import Any, Final
 
 from safetensors.torch import load_file
-from safetensors.torch import save as serialize
 from torch import Tensor
 
-from simpletuner.config.catalogs.optimizers import OPTIMIZERS
-from simpletuner.core.errors import ExitCode, Problem, UserError
-from simpletuner.core.files import retire, staged_folder
-from simpletuner.models.adapters.adapter import ADAPTER_FILE
+from simpletuner.core.errors import Problem, UserError
+from simpletuner.core.files import retire
 from simpletuner.models.adapters.full import TRANSFORMER_FOLDER
-from simpletuner.training.manifest import BrokenCheckpointError, verify_manifest, write_manifest
-from simpletuner.training.optimizer_state import find_broken, join_state, split_state
+from simpletuner.training.manifest import BrokenCheckpointError, verify_manifest
+from simpletuner.training.optimizer_state import join_state
+from simpletuner.training.snapshot import (
+    AVERAGE_NAME,
+    OPTIMIZER_NAME,
+    PARAMETERS_NAME,
+    STATE_NAME,
+    STATE_VERSION,
+    WEIGHTS_NAME,
+    take_snapshot,
+    write_snapshot,
+)
 from simpletuner.training.state import TrainState
 
 logger = logging.getLogger(__name__)
-
-WEIGHTS_NAME: Final = ADAPTER_FILE
-OPTIMIZER_NAME: Final = "optimizer.safetensors"
-STATE_NAME: Final = "training_state.json"
-PARAMETERS_NAME: Final = "parameters.safetensors"
-AVERAGE_NAME: Final = "ema.safetensors"
-AVERAGE_FOLDER: Final = "ema"  # the averaged weights as a file that pipelines load
-STATE_VERSION: Final = 1
 
 _FILES: Final = (WEIGHTS_NAME, OPTIMIZER_NAME, STATE_NAME)
 _FILES_OF_FULL: Final = (f"{TRANSFORMER_FOLDER}/config.json", OPTIMIZER_NAME, STATE_NAME)
@@ -60,51 +59,12 @@ FIXED_FACTS: Final = (
 
 
 def save_checkpoint(state: TrainState, folder: Path, *, facts: Mapping[str, Any]) -> Path:
-    """Save everything the next step depends on as `folder`/checkpoint-<step>, all or nothing.
-
-    Args:
-        state: A state between two steps.
-        folder: The run's output folder.
-        facts: What else identifies the run: "model", "release", "train_batch_size",
-            "gradient_accumulation_steps"; JSON values only.
+    """Save everything the next step depends on as `folder`/checkpoint-<step>, all or nothing, and return when it stands.
 
     Raises:
-        UserError: If the state holds numbers that are not finite (exit code 5), or if the disk is
-            full or forbidden (exit code 6). Earlier checkpoints stay.
+        UserError: As `take_snapshot` and `write_snapshot` say.
     """
-    path = folder / f"checkpoint-{state.step}"
-    row = OPTIMIZERS[state.settings.optimizer]
-    moments, numbers = split_state(state.optimizer, list(state.trainable.parameters), row.group_state)
-    _refuse_broken(state, find_broken(state.trainable.tensors()) or find_broken(moments), path)
-    document = {
-        "version": STATE_VERSION,
-        "step": state.step,
-        "batches": state.batches.state_dict(),
-        "facts": {**facts, **state.facts()},
-        "optimizer": numbers,
-        "ema_updates": state.average.updates if state.average is not None else None,
-    }
-    with staged_folder(path) as staging:
-        state.trainable.save_weights(staging / state.trainable.adapter.weights_name, {"global_step": str(state.step)})
-        if not state.trainable.adapter.file_is_exact:
-            (staging / PARAMETERS_NAME).write_bytes(serialize(state.trainable.tensors(), metadata={"format": "pt"}))
-        # Written by Python, not by the library: its own errors are no OSError and would hide a full disk.
-        (staging / OPTIMIZER_NAME).write_bytes(serialize(moments, metadata={"format": "pt"}))
-        if state.average is not None:
-            (staging / AVERAGE_NAME).write_bytes(serialize(state.average.tensors(), metadata={"format": "pt"}))
-            save_average(state, staging, {"global_step": str(state.step)})
-        (staging / STATE_NAME).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        write_manifest(staging, state.step)
-    return path
-
-
-def save_average(state: TrainState, folder: Path, metadata: Mapping[str, str]) -> Path:
-    """Write the averaged weights as `folder`/ema/<weights>, in the layout of the trained ones."""
-    assert state.average is not None
-    path = folder / AVERAGE_FOLDER / state.trainable.adapter.weights_name
-    with state.average.in_place():
-        state.trainable.save_weights(path, {**metadata, "weights": "exponential moving average"})
-    return path
+    return write_snapshot(take_snapshot(state, facts), folder)
 
 
 def find_checkpoint(output_dir: Path, request: str | None) -> Path | None:
@@ -191,6 +151,8 @@ def restore(state: TrainState, checkpoint: Path, facts: Mapping[str, Any]) -> tu
         state.trainable.load_tensors(load_file(checkpoint / PARAMETERS_NAME))
     join_state(state.optimizer, list(state.trainable.parameters), moments, document["optimizer"])
     state.step = document["step"]
+    state.skipped_steps = list(document.get("skipped_steps", []))
+    state.rollbacks = document.get("rollbacks", 0)
     return (*notices, *carried_over, *_restore_average(state, checkpoint, document))
 
 
@@ -335,18 +297,6 @@ def _is_whole(step: int, path: Path) -> bool:
     except BrokenCheckpointError:
         return False
     return True
-
-
-def _refuse_broken(state: TrainState, broken_tensor: str, path: Path) -> None:
-    if not (state.broken or broken_tensor):
-        return
-    raise UserError(
-        f"'{path.name}' is not saved: "
-        + (f"'{broken_tensor}' holds values that are no finite numbers" if broken_tensor else "the run has diverged"),
-        "Only a state that can be trained on is saved; earlier checkpoints stay as they are",
-        "Start again from the last checkpoint with a lower learning_rate, or set max_grad_norm",
-        exit_code=ExitCode.NUMERICS,
-    )
 
 
 def _brief(value: Any, other: Any) -> str:

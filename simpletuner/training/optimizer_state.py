@@ -6,7 +6,7 @@ it: they belong to the configuration of the run that continues.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -14,12 +14,17 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from simpletuner.training.host_copies import host_copy
+
 Numbers = dict[str, dict[str, float]]
 GROUP = ""  # the name under which numbers of the group of parameters are kept
 
 
 def split_state(
-    optimizer: Optimizer, names: Sequence[str], group_state: Sequence[str] = ()
+    optimizer: Optimizer,
+    names: Sequence[str],
+    group_state: Sequence[str] = (),
+    copy: Callable[[Tensor], Tensor] = host_copy,
 ) -> tuple[dict[str, Tensor], Numbers]:
     """Take the state apart.
 
@@ -27,6 +32,7 @@ def split_state(
         optimizer: The optimizer; its groups of parameters count alike.
         names: Names of its parameters, in its order, group after group.
         group_state: What the optimizer keeps beside the settings of its group, such as a step count.
+        copy: How a tensor gets to the host.
 
     Returns:
         Copies of the tensors on the CPU under "<part>.<parameter name>" ("<part>/<inner part>" for a nested
@@ -42,7 +48,7 @@ def split_state(
         name = names[index]
         for part, value in _flat(parts).items():
             if isinstance(value, Tensor):
-                tensors[f"{part}.{name}"] = value.detach().to("cpu", copy=True).contiguous()
+                tensors[f"{part}.{name}"] = copy(value)
             elif isinstance(value, int | float):
                 numbers.setdefault(name, {})[part] = value
             elif value is not None:
@@ -50,7 +56,7 @@ def split_state(
     group = optimizer.param_groups[0]
     for key in group_state:
         if isinstance(group.get(key), Tensor):
-            tensors[f"{key}.{GROUP}"] = group[key].detach().to("cpu", copy=True)
+            tensors[f"{key}.{GROUP}"] = copy(group[key])
         elif key in group:
             numbers.setdefault(GROUP, {})[key] = group[key]
     return tensors, numbers

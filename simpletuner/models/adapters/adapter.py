@@ -58,8 +58,14 @@ class Adapter(Protocol):
             UserError: If names or shapes differ; nothing is changed then.
         """
 
-    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
+    def save(self, path: Path, metadata: Mapping[str, str], values: Mapping[str, Tensor] | None = None) -> None:
         """Write what was trained as one safetensors file, or as a folder of them, atomically.
+
+        Args:
+            path: The file or folder.
+            metadata: Texts that travel with the weights.
+            values: What is written in place of `parameters`, by the same names: averages, or copies on the host. With
+                them nothing that is being trained is read, so that another thread may go on training.
 
         Raises:
             UserError: If the disk is full or the folder cannot be written.

@@ -7,14 +7,14 @@ seen only before the first step.
 from __future__ import annotations
 
 import contextlib
-import errno
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from simpletuner.config.lycoris_file import LycorisFile
@@ -27,6 +27,8 @@ from simpletuner.models.family import ModelFamily
 TRANSFORMER_FOLDER = weights_file.TRANSFORMER_FOLDER
 SUMMARY_NAME = "training_summary.json"
 SHARD_SIZE = "5GB"
+_SHARDS = "diffusion_pytorch_model{suffix}.safetensors"
+_INDEX = "diffusion_pytorch_model.safetensors.index.json"
 
 
 def build_full(
@@ -98,8 +100,8 @@ class FullWeights:
             for name, parameter in own.items():
                 parameter.copy_(tensors[name])
 
-    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
-        write_transformer(self._transformer, path, metadata)
+    def save(self, path: Path, metadata: Mapping[str, str], values: Mapping[str, Tensor] | None = None) -> None:
+        write_transformer(self._transformer, path, metadata, values)
 
     def disabled(self) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -108,22 +110,32 @@ class FullWeights:
         return contextlib.nullcontext()
 
 
-def write_transformer(transformer: nn.Module, folder: Path, metadata: Mapping[str, str]) -> None:
+def write_transformer(
+    transformer: nn.Module, folder: Path, metadata: Mapping[str, str], values: Mapping[str, Tensor] | None = None
+) -> None:
     """Write a Diffusers model as a folder of safetensors files with its configuration, all or nothing.
+
+    The layout is that of the library's own `save_pretrained`, which can write only what the model holds.
 
     Args:
         metadata: Texts that go into `training_summary.json` beside the weights.
+        values: What is written in place of the model's own tensors, by their names.
 
     Raises:
         UserError: If the disk is full or the folder cannot be written.
     """
     model: Any = transformer
+    tensors = {**transformer.state_dict(), **(values or {})}
+    shards = split_torch_state_dict_into_shards(tensors, filename_pattern=_SHARDS, max_shard_size=SHARD_SIZE)
     with staged_folder(folder) as staging:
-        try:
-            model.save_pretrained(staging, max_shard_size=SHARD_SIZE)
-        except SafetensorError as error:
-            # The library wraps the system's error in one of its own that is no OSError.
-            raise OSError(errno.ENOSPC if "os error 28" in str(error) else errno.EIO, str(error)) from error
+        model.save_config(staging)
+        for name, held in shards.filename_to_tensors.items():
+            shard = {key: tensors[key].detach().to("cpu").contiguous() for key in held}
+            # Written by Python, not by the library: its own errors are no OSError and would hide a full disk.
+            (staging / name).write_bytes(serialize(shard, metadata={"format": "pt"}))
+        if shards.is_sharded:
+            index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+            write_json_atomic(staging / _INDEX, index)
         write_json_atomic(staging / SUMMARY_NAME, dict(metadata))
 
 

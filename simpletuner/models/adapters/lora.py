@@ -124,8 +124,8 @@ class LoraAdapter:
             self._transformer, {name.removeprefix(FILE_PREFIX): tensor for name, tensor in tensors.items()}
         )
 
-    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
-        tensors, config = adapter_tensors(self._transformer), adapter_config(self._transformer)
+    def save(self, path: Path, metadata: Mapping[str, str], values: Mapping[str, Tensor] | None = None) -> None:
+        tensors, config = adapter_tensors(self._transformer, values), adapter_config(self._transformer)
         if self._settings.lora_format == "diffusers":
             self._family.save_adapter(path, tensors, config, dict(metadata))
             return
@@ -246,14 +246,16 @@ def adapter_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
     return parameters
 
 
-def adapter_tensors(transformer: nn.Module) -> dict[str, Tensor]:
+def adapter_tensors(transformer: nn.Module, values: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """Contiguous copies on the CPU of what the adapter's file holds, in the adapter's own format.
+
+    `values` stand in for the trained tensors, by their names.
 
     Where the start is taken off, the file holds one LoRA of twice the rank, A over A0 and B beside -B0: it acts
     on the unchanged base model like every other LoRA, and holds all that a resumed run needs.
     """
-    parameters = adapter_parameters(transformer)
-    kept = _start_tensors(transformer)
+    parameters = adapter_parameters(transformer) if values is None else values
+    kept = {name: tensor.detach().to(parameters[name].device) for name, tensor in _start_tensors(transformer).items()}
     joined = {name: _join(name, parameter, kept) for name, parameter in parameters.items()}
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in joined.items()}
 

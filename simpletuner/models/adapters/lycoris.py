@@ -185,10 +185,10 @@ class LycorisAdapter:
             )
         self._network.load_state_dict(dict(tensors))
 
-    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
+    def save(self, path: Path, metadata: Mapping[str, str], values: Mapping[str, Tensor] | None = None) -> None:
         tensors = {
             name: tensor.detach().to("cpu", copy=True).contiguous()
-            for name, tensor in self._network.state_dict().items()
+            for name, tensor in {**self._network.state_dict(), **(values or {})}.items()
         }
         config = json.dumps(self._file.model_dump(mode="json", exclude_none=True), sort_keys=True)
         write_atomic(path, serialize(tensors, metadata={**metadata, "format": "pt", "lycoris_config": config}))
