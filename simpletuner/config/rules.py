@@ -12,6 +12,7 @@ from simpletuner.config.adapter_rules import ADAPTER_RULES
 from simpletuner.config.catalogs.families import FAMILIES
 from simpletuner.config.catalogs.optimizers import OPTIMIZERS
 from simpletuner.config.draft import Draft, Rule, note, warning
+from simpletuner.config.keeping_rules import KEEPING_RULES
 from simpletuner.config.memory_rules import MEMORY_RULES
 from simpletuner.config.method_rules import METHOD_RULES
 from simpletuner.config.reporting_rules import REPORTING_RULES
@@ -55,29 +56,6 @@ def _flavour_known(draft: Draft) -> Iterator[Problem]:
         yield note(
             f"model_flavour = {show(flavour)} only matters without pretrained_model_name_or_path",
             where=draft.place("model_flavour"),
-        )
-
-
-def _length(draft: Draft) -> Iterator[Problem]:
-    steps, epochs = draft.values["max_train_steps"], draft.values["num_train_epochs"]
-    if not steps and not epochs:
-        yield Problem(
-            "max_train_steps and num_train_epochs are both 0",
-            "One of them must say how long to train",
-            "Set max_train_steps (for example 1000), or num_train_epochs",
-            draft.place("max_train_steps", "num_train_epochs"),
-        )
-    elif steps and epochs and not draft.values["ignore_final_epochs"]:
-        yield Problem(
-            f"max_train_steps = {steps} and num_train_epochs = {epochs} are both set",
-            "Only one of them can end the run",
-            "Set one of them to 0, or ignore_final_epochs to true so that the steps decide",
-            draft.place("num_train_epochs"),
-        )
-    elif steps and epochs:
-        yield note(
-            f"max_train_steps = {steps} ends the run; num_train_epochs = {epochs} does not (ignore_final_epochs)",
-            where=draft.place("num_train_epochs"),
         )
 
 
@@ -231,15 +209,6 @@ def _aspect_grid(draft: Draft) -> Iterator[Problem]:
         )  # fmt: skip
 
 
-def _intervals(draft: Draft) -> Iterator[Problem]:
-    every, steps = draft.values["checkpoint_step_interval"], draft.values["max_train_steps"]
-    if steps and every > steps and "checkpoint_step_interval" in draft.given:
-        yield note(
-            f"checkpoint_step_interval = {every} is above the {steps} steps of the run: only the end is saved",
-            where=draft.place("checkpoint_step_interval"),
-        )
-
-
 def _moving_files(draft: Draft) -> Iterator[Problem]:
     place = draft.place("delete_problematic_images")
     if draft.values["delete_problematic_images"] and place != COMMAND_LINE:
@@ -253,13 +222,12 @@ def _moving_files(draft: Draft) -> Iterator[Problem]:
 
 RULES: tuple[Rule, ...] = (
     *METHOD_RULES,
+    *KEEPING_RULES,
     *ADAPTER_RULES,
     *MEMORY_RULES,
     Rule(("model_family", "model_type"), _model_named, "both must be named"),
     Rule(("model_flavour", "model_family", "pretrained_model_name_or_path"), _flavour_known,
          "the release must be known, and only counts without a path"),
-    Rule(("max_train_steps", "num_train_epochs", "ignore_final_epochs"), _length,
-         "exactly one of steps and epochs ends the run"),
     Rule(("lr_scheduler", "lr_warmup_steps", "max_train_steps", "learning_rate", "lr_end"), _warm_up,
          "tells which reading of the warm-up is applied"),
     Rule(("lr_scheduler", "learning_rate", "lr_end"), _end_rate, "a decaying schedule ends below where it begins"),
@@ -274,5 +242,4 @@ RULES: tuple[Rule, ...] = (
          "validation needs a prompt, and a long one"),
     *REPORTING_RULES,
     Rule(("aspect_bucket_alignment",), _aspect_grid, "a multiple of 32"),
-    Rule(("checkpoint_step_interval", "max_train_steps"), _intervals, "tells when only the end is saved"),
 )  # fmt: skip

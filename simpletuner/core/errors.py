@@ -27,7 +27,8 @@ class ExitCode:
     USER = 2  # configuration, data set or command line: the user can mend it
     NUMERICS = 5  # loss or gradients stopped being numbers
     DISK = 6  # no space, no permission, or the disk failed
-    INTERRUPTED = 130  # stopped by Ctrl-C, state saved
+    SIGNALLED = 128  # plus the number of the signal that asked to stop; the state is saved
+    INTERRUPTED = 130  # ended by Ctrl-C
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import islice
 from typing import NoReturn
 
@@ -104,6 +105,11 @@ class BatchStream:
     def batches_per_epoch(self) -> int:
         """Forward passes of one epoch in this process, as many as in every other."""
         return self._size.micro_steps
+
+    @property
+    def epochs_done(self) -> Fraction:
+        """Passes over the data that finished steps have made, over all processes; whole at the end of an epoch."""
+        return self._position.epoch - 1 + Fraction(self._position.drawn, self._size.draws)
 
     @property
     def waited_seconds(self) -> float:

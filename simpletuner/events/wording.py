@@ -1,6 +1,10 @@
-"""Numbers as people read them: durations, sizes and rates, for the terminal and the report."""
+"""Numbers and events as people read them, for the terminal, chats and the report."""
 
 from __future__ import annotations
+
+from simpletuner.events.types import RolledBack, StepSkipped
+
+_NAMED_SAMPLES = 8
 
 
 def told_duration(seconds: float) -> str:
@@ -33,3 +37,17 @@ def told_rate(per_second: float, unit: str) -> str:
     if per_second >= 1:
         return f"{per_second:.1f} {unit}/s"
     return f"{1 / per_second:.1f} s/{unit.removesuffix('s')}"
+
+
+def told_skip(event: StepSkipped) -> str:
+    """Why a step was passed over, and which samples were in it."""
+    more = f" and {len(event.samples) - _NAMED_SAMPLES} more" if len(event.samples) > _NAMED_SAMPLES else ""
+    return f"step {event.step} was skipped: {event.reason}, with {', '.join(event.samples[:_NAMED_SAMPLES])}{more}"
+
+
+def told_rollback(event: RolledBack) -> str:
+    """From where to where a run went back, and what comes next."""
+    return (
+        f"{event.reason}; the run goes back from step {event.step} to step {event.to_step} ({event.path}) and on with "
+        "the clips that come next"
+    )

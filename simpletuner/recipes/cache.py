@@ -29,7 +29,7 @@ from simpletuner.recipes.encode import fill_caches, latent_settings, prompt_sett
 from simpletuner.recipes.plan import RunPlan, cache_folders
 from simpletuner.recipes.survey import survey_data
 from simpletuner.runtime.host import find_host
-from simpletuner.runtime.signals import stop_on_signals
+from simpletuner.runtime.signals import listen_to_signals
 
 TEXTS = "captions and prompts"
 
@@ -82,7 +82,7 @@ def build_caches(config: RunConfig, emit: Callable[[Event], None]) -> bool:
     Raises:
         UserError: With every problem found, or if the disk fills up (exit code 6; finished entries stay).
     """
-    with stop_on_signals(lambda text: None):
+    with listen_to_signals(lambda text: None):
         plan = open_cache_plan(config, emit, writes=True)
         for note in plan.found.notes:
             emit(Noticed("note", note))

@@ -5,57 +5,99 @@ from __future__ import annotations
 import time
 from typing import Final, Literal
 
-from simpletuner.core.errors import UserError
-from simpletuner.events.types import Noticed, StageFinished, StageStarted, TrainingBegan
+from simpletuner.core.errors import ExitCode, UserError
+from simpletuner.events.types import Noticed, StageFinished, StageStarted, StepFinished, StepSkipped, TrainingBegan
 from simpletuner.objectives.flow_matching import FlowMatching
-from simpletuner.recipes.saving import export, save
+from simpletuner.recipes.calendar import Calendar
+from simpletuner.recipes.recovery import Recovery, too_many_skipped
+from simpletuner.recipes.run_length import rhythms_of
+from simpletuner.recipes.saving import Archive, export, open_archive
 from simpletuner.recipes.session import Session
 from simpletuner.recipes.showing import generate_base_videos, has_videos, shown_weights, validate_trained
-from simpletuner.runtime.signals import StopRequest
-from simpletuner.training.due import is_due
-from simpletuner.training.fit import fit
+from simpletuner.runtime.signals import Requests
+from simpletuner.training.fit import fit_on
+from simpletuner.training.step import Objective
 
 WORTH_TELLING: Final = 0.01  # share of the time spent waiting for data that is told
 
 Outcome = Literal["finished", "stopped"]
 
 
-def run_session(session: Session, stop: StopRequest) -> Outcome:
+def run_session(session: Session, requests: Requests) -> Outcome:
     """Train until the last step or until somebody asks to stop; leaves adapter and videos behind."""
     config, run, state = session.config, session.run, session.state
-    total = state.total_steps
-    if state.step >= total:
+    if state.step >= state.total_steps:
         complete_outputs(session)
         return "finished"
     if not (config.validation.disable_benchmark or config.validation.validation_disable):
         generate_base_videos(session)
     if config.validation.validation_on_startup:
         validate_trained(session)
-
-    def saves(step: int) -> bool:
-        return is_due(step, config.checkpoint.checkpoint_step_interval, total)
-
-    def validates(step: int) -> bool:
-        return is_due(step, config.validation.validation_step_interval, total)
-
-    started, saved = time.monotonic(), state.step
-    stop.patient = True
+    started = time.monotonic()
+    requests.patient = True
     run.emit(training_began(session))
-    run.emit(StageStarted("train", "Training", total, "steps", state.step))
+    run.emit(StageStarted("train", "Training", state.total_steps, "steps", state.step))
     objective = FlowMatching(session.plan.family, session.plan.source, config.flow, config.schedule.seed)
-    for done in fit(state, objective, stop=stop, settles=lambda step: saves(step) or validates(step)):
-        run.emit(done)
-        if saves(done.step):
-            saved = save(session)
-        if done.step == total:
-            export(session)
-        if validates(done.step) and not stop():
-            validate_trained(session)
-    run.emit(StageFinished("train", state.step, seconds := time.monotonic() - started, _told_wait(session, seconds)))
-    if saved != state.step:
-        save(session)
-    stop.patient = False
-    return "finished" if state.step >= total else "stopped"
+    recovery = Recovery(session)
+    with open_archive(session, requests) as archive:
+        while reason := train_on(session, objective, archive, requests):
+            recovery.go_back(reason)
+        seconds = time.monotonic() - started
+        run.emit(StageFinished("train", state.step, seconds, _told_wait(session, seconds)))
+        if archive.last_step != state.step:
+            archive.save()
+    requests.patient = False
+    return "finished" if state.step >= state.total_steps else "stopped"
+
+
+def train_on(session: Session, objective: Objective, archive: Archive, requests: Requests) -> str:
+    """Train to the end of the run or until somebody asks to stop.
+
+    Returns:
+        Why the run must go back to a checkpoint; empty if it need not.
+
+    Raises:
+        UserError: If a checkpoint cannot be written.
+    """
+    calendar = Calendar(session, rhythms_of(session.config))
+
+    def settles(step: int) -> bool:
+        return calendar.look(step) or requests.has_wishes
+
+    for done in fit_on(session.state, objective, stop=requests, settles=settles):
+        session.run.emit(done)
+        try:
+            archive.check()
+            if isinstance(done, StepSkipped) and _is_lost(session, done):
+                return f"step {done.step}: {done.reason}"
+            if session.state.step == done.step:
+                _do_what_is_due(session, done, calendar, archive, requests)
+        except UserError as error:
+            if error.exit_code != ExitCode.NUMERICS:
+                raise
+            return error.problems[0].what
+    return ""
+
+
+def _is_lost(session: Session, skipped: StepSkipped) -> bool:
+    return too_many_skipped(session.state.skipped_steps, skipped.step, session.config.checkpoint.broken_steps_limit)
+
+
+def _do_what_is_due(
+    session: Session, done: StepFinished | StepSkipped, calendar: Calendar, archive: Archive, requests: Requests
+) -> None:
+    """Checkpoints first, so that nothing is lost if videos fail; at the end the weights where users look for them."""
+    step, is_last = done.step, done.step == session.state.total_steps
+    is_wished, is_shown = requests.take("save"), requests.take("validate")
+    if calendar.is_due("checkpoint", step) or is_wished:
+        archive.save()
+    elif calendar.is_due("rolling", step):
+        archive.save(is_rolling=True)
+    if is_last:
+        archive.finish()
+        export(session)
+    if (calendar.is_due("validation", step) or is_shown) and not requests():
+        validate_trained(session)
 
 
 def training_began(session: Session) -> TrainingBegan:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 from simpletuner.config.catalogs.families import FAMILIES
 from simpletuner.config.run_config import RunConfig
+from simpletuner.config.sections.schedule import ScheduleSection
 from simpletuner.data.sample import BucketKey, LeftOut, Sample
+from simpletuner.training.due import Rhythm, times_due
 
 if TYPE_CHECKING:
     from simpletuner.recipes.survey import Survey
@@ -114,6 +116,15 @@ class RunLength:
     videos_each: int
 
 
+@dataclass(frozen=True)
+class Rhythms:
+    """What recurs in a run: checkpoints that are kept, safety checkpoints, validation videos."""
+
+    checkpoint: Rhythm
+    rolling: Rhythm
+    validation: Rhythm
+
+
 ASSUMED_FRAMES = 121  # of a clip whose data set names no number
 
 
@@ -181,28 +192,44 @@ def assume_data(config: RunConfig) -> DataPlan | None:
 def plan_length(config: RunConfig, data: DataPlan | None) -> RunLength:
     """Steps, epochs, checkpoints and validations of the run."""
     schedule, per_epoch = config.schedule, data.steps_per_epoch if data is not None else 0
-    steps: int | None = schedule.max_train_steps or None
-    if steps is None and per_epoch:
-        steps = schedule.num_train_epochs * per_epoch or None
-    limit = config.checkpoint.checkpoints_total_limit
-    checkpoints = times_due(steps or 0, config.checkpoint.checkpoint_step_interval)
+    steps = total_steps(schedule, per_epoch) or None
+    limit, rolling_limit = config.checkpoint.checkpoints_total_limit, config.checkpoint.checkpoints_rolling_total_limit
+    rhythms = rhythms_of(config)
+    checkpoints = times_due(rhythms.checkpoint, steps or 0, per_epoch)
+    rolling = times_due(rhythms.rolling, steps or 0, per_epoch)
     videos = _videos_each(config)
     return RunLength(
         steps=steps,
         epochs=steps / per_epoch if steps and per_epoch else None,
         samples_per_step=_samples_per_step(config, data),
-        checkpoints=checkpoints,
-        checkpoints_kept=min(checkpoints, limit) if limit else checkpoints,
-        validations=_validations(config, steps or 0) if videos else 0,
+        checkpoints=checkpoints + rolling,
+        checkpoints_kept=_kept(checkpoints, limit) + _kept(rolling, rolling_limit),
+        validations=_validations(config, rhythms.validation, steps or 0, per_epoch) if videos else 0,
         videos_each=videos,
     )
 
 
-def times_due(steps: int, every: int) -> int:
-    """How often work is due that recurs `every` steps and after the last one; see `training/due.py`."""
-    if steps <= 0:
-        return 0
-    return math.ceil(steps / every) if every > 0 else 1
+def total_steps(schedule: ScheduleSection, steps_per_epoch: int) -> int:
+    """Optimizer steps of a whole run; 0 where epochs decide and the length of one is not known."""
+    by_epochs = schedule.num_train_epochs * steps_per_epoch
+    if schedule.max_train_steps and schedule.strict_epoch_limit and by_epochs:
+        return min(schedule.max_train_steps, by_epochs)
+    return schedule.max_train_steps or by_epochs
+
+
+def rhythms_of(config: RunConfig) -> Rhythms:
+    """When a run does what recurs."""
+    checkpoint, validation = config.checkpoint, config.validation
+    return Rhythms(
+        checkpoint=Rhythm(checkpoint.checkpoint_step_interval, checkpoint.checkpoint_epoch_interval or 0),
+        rolling=Rhythm(checkpoint.checkpointing_rolling_steps, at_end=False),
+        validation=Rhythm(
+            validation.validation_step_interval,
+            validation.validation_epoch_interval or 0,
+            validation.validate_after_step or 0,
+            validation.validate_after_epoch or 0,
+        ),
+    )
 
 
 def video_sizes(config: RunConfig) -> Sequence[tuple[int, int]]:
@@ -218,10 +245,14 @@ def _samples_per_step(config: RunConfig, data: DataPlan | None) -> int:
     return (largest or config.schedule.train_batch_size) * config.schedule.gradient_accumulation_steps
 
 
-def _validations(config: RunConfig, steps: int) -> int:
+def _validations(config: RunConfig, rhythm: Rhythm, steps: int, per_epoch: int) -> int:
     settings = config.validation
     extra = (not settings.disable_benchmark) + settings.validation_on_startup
-    return times_due(steps, settings.validation_step_interval) + extra
+    return times_due(rhythm, steps, per_epoch) + extra
+
+
+def _kept(count: int, limit: int) -> int:
+    return min(count, limit) if limit else count
 
 
 def _videos_each(config: RunConfig) -> int:

@@ -2,35 +2,170 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
-from simpletuner.events.types import CheckpointSaved
+from simpletuner.config.commands import fill_command, read_size
+from simpletuner.config.keeping_rules import command_values
+from simpletuner.core.errors import ExitCode, UserError
+from simpletuner.events.types import CheckpointSaved, Noticed
+from simpletuner.events.wording import told_size
 from simpletuner.recipes.facts import run_facts, weights_metadata
 from simpletuner.recipes.session import Session
-from simpletuner.training.checkpoint import prune_checkpoints, save_average, save_checkpoint
+from simpletuner.runtime.commands import CommandQueue, run_command
+from simpletuner.runtime.signals import Requests
+from simpletuner.training.checkpoint import prune_checkpoints
+from simpletuner.training.saver import CheckpointSaver, Saved
+from simpletuner.training.snapshot import take_snapshot, write_average
+
+PAUSE_SECONDS: Final = 5.0  # between two looks at a full disk
 
 
-def save(session: Session) -> int:
-    """Write a checkpoint, remove the oldest beyond the limit; returns the step saved."""
-    started = time.monotonic()
-    step = session.state.step
-    path = save_checkpoint(session.state, session.folder, facts=run_facts(session.config, session.plan))
-    prune_checkpoints(session.folder, session.config.checkpoint.checkpoints_total_limit, keep=path)
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    session.run.emit(CheckpointSaved(step, str(path), time.monotonic() - started, size))
-    return step
+class Archive:
+    """Saves the checkpoints of one run, in the background if it may, and does what follows each."""
+
+    def __init__(self, session: Session, requests: Requests) -> None:
+        self._session = session
+        self._requests = requests
+        self._settings = session.config.checkpoint
+        self._saver = CheckpointSaver(
+            session.folder, self._after, in_background=self._settings.checkpoint_in_background
+        )
+        self._commands = CommandQueue(lambda text: session.run.emit(Noticed("warning", text)))
+        self._is_disk_full = False
+        self.last_step = session.state.step
+
+    def save(self, *, is_rolling: bool = False) -> None:
+        """Save the run as it is; returns when that can no longer be changed, not when it is on the disk.
+
+        Raises:
+            UserError: What went wrong with the checkpoint before, see `check`.
+        """
+        session = self._session
+        self._look_at_the_disk()
+        facts = run_facts(session.config, session.plan)
+        self._saver.save(lambda: take_snapshot(session.state, facts, is_rolling=is_rolling))
+        self.last_step = session.state.step
+        if self._is_disk_full:
+            self.finish()
+            raise UserError(
+                f"less than {self._settings.disk_low_threshold} free in '{session.folder}'",
+                f"disk_low_threshold asks to act, and disk_low_action is {self._settings.disk_low_action}; step "
+                f"{self.last_step} is saved",
+                "Free some space and start the same command again",
+                exit_code=ExitCode.DISK,
+            )
+
+    def check(self) -> None:
+        """Raise what went wrong with a checkpoint written in the background; does not wait.
+
+        Raises:
+            UserError: If the run held numbers that are none (exit code 5), or the disk took no more (exit code 6).
+        """
+        self._saver.check()
+
+    def finish(self) -> None:
+        """Wait until everything saved is on the disk; raises as `check`."""
+        self._saver.finish()
+
+    def close(self) -> None:
+        """Wait for the user's commands as well."""
+        self._saver.finish()
+        self._commands.finish()
+
+    def _after(self, saved: Saved) -> None:
+        """What follows a checkpoint; on the thread that wrote it."""
+        settings, path = self._settings, saved.path
+        prune_checkpoints(
+            self._session.folder,
+            settings.checkpoints_total_limit,
+            keep=path,
+            rolling_limit=settings.checkpoints_rolling_total_limit,
+        )
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        self._session.run.emit(
+            CheckpointSaved(
+                saved.snapshot.step, str(path), saved.seconds, size, saved.stalled_seconds, saved.snapshot.is_rolling
+            )
+        )
+        if settings.post_checkpoint_script:
+            values = self._command_values(path, saved.snapshot.step)
+            self._commands.put(fill_command(settings.post_checkpoint_script, values))
+
+    def _command_values(self, path: Path, step: int) -> dict[str, str]:
+        config = self._session.config
+        own = {
+            "local_checkpoint_path": str(path.resolve()),
+            "global_step": str(step),
+            "tracker_run_name": config.reporting.tracker_run_name,
+            "tracker_project_name": config.reporting.tracker_project_name,
+            "model_family": str(config.model.model_family),
+            "model_type": str(config.model.model_type),
+            "lora_type": config.adapter.lora_type,
+            "huggingface_path": config.reporting.hub_model_id or "",
+        }
+        options = config.validation.model_dump(mode="json")
+        return {name: own.get(name, _as_text(options.get(name))) for name in command_values()}
+
+    def _look_at_the_disk(self) -> None:
+        """Act if there is less room than wanted: wait, run a command, or remember to stop after this checkpoint."""
+        settings = self._settings
+        if settings.disk_low_threshold is None or not self._is_short():
+            return
+        told = f"less than {settings.disk_low_threshold} free in '{self._session.folder}' ({told_size(self._free())})"
+        self._session.run.emit(Noticed("warning", f"{told}: disk_low_action {settings.disk_low_action}"))
+        if settings.disk_low_action == "script":
+            values = self._command_values(self._session.folder, self._session.state.step)
+            fault = run_command(fill_command(str(settings.disk_low_script), values))
+            if fault:
+                self._session.run.emit(Noticed("warning", f"disk_low_script failed: {fault}"))
+        elif settings.disk_low_action == "wait":
+            while self._is_short() and not self._requests():
+                time.sleep(PAUSE_SECONDS)
+        self._is_disk_full = self._is_short() and not self._requests()
+
+    def _is_short(self) -> bool:
+        return self._free() < read_size(str(self._settings.disk_low_threshold))
+
+    def _free(self) -> int:
+        return shutil.disk_usage(self._session.folder).free
+
+
+@contextmanager
+def open_archive(session: Session, requests: Requests) -> Iterator[Archive]:
+    """Lend the archive of a run; a checkpoint under way is finished before an error leaves, unless somebody insists."""
+    archive = Archive(session, requests)
+    try:
+        yield archive
+        archive.close()
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        # The error that leaves is the one to tell; a checkpoint that fails now tells the same, or comes second.
+        try:
+            archive.finish()
+        except UserError as second:
+            session.run.emit(Noticed("warning", str(second)))
+        raise
 
 
 def export(session: Session) -> Path:
     """Write the trained adapter where users look for it: the root of the run folder."""
-    path = weights_path(session)
-    session.trainable.save_weights(path, weights_metadata(session))
+    path, metadata = weights_path(session), weights_metadata(session)
+    session.trainable.save_weights(path, metadata)
     if session.state.average is not None:
-        save_average(session.state, session.folder, weights_metadata(session))
+        write_average(session.trainable, session.state.average.tensors(), session.folder, metadata)
     return path
 
 
 def weights_path(session: Session) -> Path:
     """File or folder of the trained weights in the run folder."""
     return session.folder / session.trainable.adapter.weights_name
+
+
+def _as_text(value: object) -> str:
+    return "" if value is None else str(value)

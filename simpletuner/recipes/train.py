@@ -26,16 +26,18 @@ from simpletuner.recipes.encode import AutoencoderShelf, fill_caches
 from simpletuner.recipes.facts import early_facts, run_facts
 from simpletuner.recipes.loop import Outcome, run_session
 from simpletuner.recipes.plan import RunPlan, plan_run
+from simpletuner.recipes.run_length import total_steps
 from simpletuner.recipes.saving import weights_path
 from simpletuner.recipes.session import Session
 from simpletuner.recipes.story import tell_plan, tell_training
 from simpletuner.recipes.survey import batch_rules, check_sizes
 from simpletuner.runtime.host import Host, find_host
 from simpletuner.runtime.lock import hold_folder
-from simpletuner.runtime.signals import stop_on_signals
+from simpletuner.runtime.signals import listen_to_signals
 from simpletuner.training.build import build_trainable
 from simpletuner.training.checkpoint import (
     check_facts,
+    delete_broken,
     restore,
 )
 from simpletuner.training.self_test import refuse_deaf_layers
@@ -69,7 +71,7 @@ def train_from_config(config: RunConfig, advice: str = ADVICE) -> int:
         # Not what lies below: another run may be filling a cache there, or live in a sub-folder.
         for own in (folder, folder / VIDEO_FOLDER):
             sweep(own, recursive=False)
-        with stop_on_signals(lambda text: run.emit(Noticed("note", text))) as stop:
+        with listen_to_signals(lambda text: run.emit(Noticed("note", text))) as requests:
             plan = open_plan(config, host, run)
             autoencoders = AutoencoderShelf(config, plan, host)
             caches = fill_caches(config, plan, host, run.emit, autoencoders)
@@ -77,13 +79,13 @@ def train_from_config(config: RunConfig, advice: str = ADVICE) -> int:
             keep_damaged(config, plan.storages, plan.all_samples, caches[0].left_out, "decode", run.emit)
             session = begin_session(config, plan, caches, autoencoders, host, run)
             try:
-                outcome = run_session(session, stop)
+                outcome = run_session(session, requests)
             finally:
                 session.batches.close()
                 session.trainable.close()
         run.emit(RunFinished(session.state.step, outcome, _next_words(session, outcome, advice)))
         write_report(folder, title=name)
-    return ExitCode.INTERRUPTED if outcome == "stopped" else ExitCode.OK
+    return ExitCode.SIGNALLED + requests.signal_number if outcome == "stopped" else ExitCode.OK
 
 
 def open_plan(config: RunConfig, host: Host, run: Run) -> RunPlan:
@@ -94,6 +96,9 @@ def open_plan(config: RunConfig, host: Host, run: Run) -> RunPlan:
     run.emit(RunStarted(run.name, str(run.folder), str(plan.checkpoint or "")))
     if plan.checkpoint is not None:
         check_facts(plan.checkpoint, early_facts(config, plan))
+        if config.checkpoint.delete_invalid_checkpoints and config.checkpoint.resume_from_checkpoint == "latest":
+            for path in delete_broken(run.folder, plan.checkpoint):
+                run.emit(Noticed("warning", f"'{path}' was damaged and is deleted (delete_invalid_checkpoints)"))
     tell_plan(config, plan, host, run.emit)
     return plan
 
@@ -119,11 +124,11 @@ def begin_session(
         caption_dropout=config.data.caption_dropout_probability,
         prefetch=config.data.dataloader_prefetch_qlen if config.data.dataloader_prefetch else 0,
     )
-    total_steps = config.schedule.max_train_steps or config.schedule.num_train_epochs * batches.steps_per_epoch
+    steps = total_steps(config.schedule, batches.steps_per_epoch)
     trainable = build_trainable(plan.family, plan.source, config, host.device, str(run.folder.resolve()))
     if config.precision.base_model_precision != "no_change":
         refuse_deaf_layers(trainable, plan.family, plan.source, config.precision.base_model_precision)
-    state = TrainState.begin(trainable, batches, config, total_steps)
+    state = TrainState.begin(trainable, batches, config, steps)
     if plan.checkpoint is not None:
         for sentence in restore(state, plan.checkpoint, run_facts(config, plan)):
             run.emit(Noticed("note", sentence))

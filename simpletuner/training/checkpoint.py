@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,7 +59,7 @@ FIXED_FACTS: Final = (
 
 
 def save_checkpoint(state: TrainState, folder: Path, *, facts: Mapping[str, Any]) -> Path:
-    """Save everything the next step depends on as `folder`/checkpoint-<step>, all or nothing, and return when it stands.
+    """Save everything the next step depends on as `folder`/checkpoint-<step>, all or nothing; returns when it stands.
 
     Raises:
         UserError: As `take_snapshot` and `write_snapshot` say.
@@ -101,6 +101,18 @@ def find_checkpoint(output_dir: Path, request: str | None) -> Path | None:
     return None
 
 
+def delete_broken(output_dir: Path, checkpoint: Path) -> list[Path]:
+    """Remove the broken checkpoints that are newer than the whole one a run goes on from; returns those removed."""
+    broken = []
+    for step, path in reversed(list_checkpoints(output_dir)):
+        if path == checkpoint:
+            break
+        if not _is_whole(step, path):
+            broken.append(path)
+            retire(path)
+    return broken
+
+
 def list_checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
     """Steps and folders named exactly checkpoint-<step>, lowest step first, whole or not."""
     if not output_dir.is_dir():
@@ -109,21 +121,46 @@ def list_checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
     return sorted((int(match.group(1)), path) for match, path in found if match and path.is_dir())
 
 
-def prune_checkpoints(output_dir: Path, limit: int, keep: Path | None = None) -> list[Path]:
-    """Remove the oldest checkpoints until `limit` remain; returns those removed.
+def whole_checkpoints(output_dir: Path) -> Iterator[tuple[int, Path]]:
+    """Steps and folders of the checkpoints that verify, newest first; each is read when it is asked for."""
+    for step, path in reversed(list_checkpoints(output_dir)):
+        if _is_whole(step, path):
+            yield step, path
+
+
+def prune_checkpoints(output_dir: Path, limit: int, keep: Path | None = None, *, rolling_limit: int = 0) -> list[Path]:
+    """Remove the oldest checkpoints until `limit` remain, and of safety checkpoints until `rolling_limit` do.
 
     `keep`, the one just saved, stays whatever the limit; without it the newest whole one does, even
     if broken ones are newer. If none is whole, nothing is removed. 0 keeps all.
+
+    Returns:
+        Those removed.
     """
     found = list_checkpoints(output_dir)
-    excess = len(found) - limit
-    if limit < 1 or excess < 1:
+    kept = keep or next((path for _, path in whole_checkpoints(output_dir)), None)
+    if kept is None:
         return []
-    kept = keep or next((path for step, path in reversed(found) if _is_whole(step, path)), None)
-    removed = [path for _, path in found if path != kept][:excess] if kept else []
+    rolling = {path for _, path in found if _is_rolling(path)} if rolling_limit else set()
+    removed = [
+        *_oldest([path for _, path in found if path not in rolling], limit, kept),
+        *_oldest([path for _, path in found if path in rolling], rolling_limit, kept),
+    ]
     for path in removed:
         retire(path)
     return removed
+
+
+def _oldest(paths: list[Path], limit: int, kept: Path) -> list[Path]:
+    excess = len(paths) - limit
+    return [path for path in paths if path != kept][:excess] if limit > 0 and excess > 0 else []
+
+
+def _is_rolling(path: Path) -> bool:
+    try:
+        return bool(json.loads((path / STATE_NAME).read_text(encoding="utf-8"))["is_rolling"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # damaged, or of an earlier version
 
 
 def restore(state: TrainState, checkpoint: Path, facts: Mapping[str, Any]) -> tuple[str, ...]:

@@ -50,8 +50,8 @@ def fit_on(
         objective: Batch -> loss terms.
         stop: Asked before each step and between its micro-batches; a step under way is then given up, and the
             state is the one after the step before.
-        settles: Whether the caller acts on the state after this step; all steps by default. On the
-            CPU every step settles.
+        settles: Asked once after each step whether the caller acts on the state after it; all steps by default.
+            On the CPU every step settles, whatever the answer.
     """
     return _fit(state, objective, stop, settles, skips=True)
 
@@ -69,7 +69,7 @@ def _fit(
         if pending is None:
             break
         reader.pending = pending
-        if not pending.waits or settles(state.step):
+        if settles(state.step) or not pending.waits:
             yield from reader.finish_earlier()
     yield from reader.finish_earlier()
 

@@ -61,6 +61,11 @@ class Snapshot:
         """Name of the checkpoint's folder."""
         return f"checkpoint-{self.step}"
 
+    @property
+    def is_rolling(self) -> bool:
+        """Whether it is a safety checkpoint, which has a limit of its own."""
+        return bool(self.document["is_rolling"])
+
 
 def take_snapshot(state: TrainState, facts: Mapping[str, Any], *, is_rolling: bool = False) -> Snapshot:
     """Copy everything the next step depends on.
@@ -78,9 +83,7 @@ def take_snapshot(state: TrainState, facts: Mapping[str, Any], *, is_rolling: bo
         raise _refusal(state.step, "the run has diverged")
     copies = HostCopies()
     row = OPTIMIZERS[state.settings.optimizer]
-    moments, numbers = split_state(
-        state.optimizer, list(state.trainable.parameters), row.group_state, copy=copies.take
-    )
+    moments, numbers = split_state(state.optimizer, list(state.trainable.parameters), row.group_state, copy=copies.take)
     return Snapshot(
         step=state.step,
         trainable=state.trainable,

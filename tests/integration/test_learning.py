@@ -26,7 +26,7 @@ from simpletuner.models.ltxvideo.family import FAMILY
 from simpletuner.models.ltxvideo.miniature import write_miniature
 from simpletuner.recipes.demo import DEFAULT_STEPS, demo_config, demo_datasets
 from simpletuner.recipes.train import train_from_config
-from simpletuner.training.checkpoint import WEIGHTS_NAME
+from simpletuner.training.snapshot import WEIGHTS_NAME
 
 LEVELS = torch.linspace(0.1, 0.9, 9)
 

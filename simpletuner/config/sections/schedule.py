@@ -35,9 +35,8 @@ class ScheduleSection(Section):
         level="advanced",
     )
     strict_epoch_limit: bool = option(
-        False, "Stop at the epoch limit even if steps remain.",
-        "到达轮数限制即停止，即使仍有剩余步数。", level="advanced",
-        planned="stopping at whichever limit comes first (give only num_train_epochs)",
+        False, "With both limits given, stop at whichever comes first.",
+        "两个限制都给出时，先到者结束运行。", level="advanced",
         excludes=("ignore_final_epochs",),
     )  # fmt: skip
     train_batch_size: int = option(1, "Clips in one forward pass.", "一次前向的视频数。", ge=1, guide=True)

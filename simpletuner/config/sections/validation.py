@@ -62,17 +62,14 @@ class ValidationSection(Section):
         None, "Use a built-in set of prompts.", "使用内置提示词集。", guide=True, planned="a built-in set of prompts"
     )
     validation_epoch_interval: int | None = option(
-        None, "Epochs between validations.",
-        "两次验证之间的轮数。", ge=0, unit="epochs", level="advanced", neutral=(0,),
-        planned="validation by epochs",
+        None, "Epochs between validations, beside those by steps.",
+        "两次验证之间的轮数（与按步数的验证并存）。", ge=0, unit="epochs", level="advanced", neutral=(0,),
     )  # fmt: skip
     validate_after_step: int | None = option(
         None, "First step with a validation.", "从第几步开始验证。", ge=0, unit="steps", level="expert", neutral=(0,),
-        planned="a late start of validation",
     )  # fmt: skip
     validate_after_epoch: int | None = option(
         None, "First epoch with a validation.", "从第几轮开始验证。", ge=0, unit="epochs", level="expert", neutral=(0,),
-        planned="a late start of validation",
     )  # fmt: skip
     num_validation_images: int = option(
         1, "Videos per prompt.", "每条提示词生成的视频数。", ge=1, le=10, level="advanced",

@@ -23,17 +23,19 @@ from simpletuner.events.types import (
     Event,
     Noticed,
     PreviewGenerated,
+    RolledBack,
     RunFinished,
     RunStarted,
     StageAdvanced,
     StageFinished,
     StageStarted,
     StepFinished,
+    StepSkipped,
     StoryTold,
     Uploaded,
     VideoGenerated,
 )
-from simpletuner.events.wording import told_duration, told_rate, told_size
+from simpletuner.events.wording import told_duration, told_rate, told_rollback, told_size, told_skip
 
 TRAIN = "train"
 _REFRESHES_PER_SECOND = 4  # each costs about 2 ms of CPU
@@ -74,6 +76,9 @@ class ConsoleSink:
         if isinstance(event, StepFinished):
             self._summary.take(event)
             self._display.advance(TRAIN, event.step, _train_detail(event))
+        elif isinstance(event, StepSkipped):
+            self._display.advance(TRAIN, event.step, "skipped")
+            self._warn(told_skip(event))
         elif isinstance(event, StageAdvanced):
             self._display.advance(event.stage, event.done, event.detail)
         elif isinstance(event, StageStarted):
@@ -109,9 +114,12 @@ class ConsoleSink:
         elif isinstance(event, Noticed):
             self._summary.warnings += event.severity != "note"
             self._say(f"{event.severity}: {event.text}", _SEVERITY_STYLES[event.severity])
+        elif isinstance(event, RolledBack):
+            self._warn(told_rollback(event))
         elif isinstance(event, CheckpointSaved):
             self._summary.checkpoint = event.path
-            self._say(f"Checkpoint of step {event.step}: {event.path} ({told_size(event.size_bytes)})")
+            kind = "Safety checkpoint" if event.is_rolling else "Checkpoint"
+            self._say(f"{kind} of step {event.step}: {event.path} ({told_size(event.size_bytes)})")
         elif isinstance(event, VideoGenerated):
             self._summary.videos += 1
             self._say(f"Video ({event.weights}, step {event.step}): {event.path} ({told_duration(event.seconds)})")
@@ -128,6 +136,10 @@ class ConsoleSink:
             # Why a run failed is told by the command line, which prints the error itself.
             for line in event.detail.splitlines() if event.outcome != "failed" else ():
                 self._say(f"  {line}")
+
+    def _warn(self, text: str) -> None:
+        self._summary.warnings += 1
+        self._say(f"warning: {text}", _SEVERITY_STYLES["warning"])
 
     def _say_pairs(self, pairs: tuple[tuple[str, str], ...]) -> None:
         width = max((cell_len(label) for label, _ in pairs), default=0)

@@ -80,7 +80,7 @@ class HubSink:
     def receive(self, event: Event, sequence: int) -> None:
         if isinstance(event, RunStarted):
             self._outbox.put(None)  # look at once whether uploads will work
-        elif isinstance(event, CheckpointSaved) and self._settings.push_checkpoints_to_hub:
+        elif isinstance(event, CheckpointSaved) and self._settings.push_checkpoints_to_hub and not event.is_rolling:
             self._take_checkpoint(event)
         elif isinstance(event, RunFinished):
             self._outcome = event.outcome

@@ -18,7 +18,7 @@ from simpletuner.events.follower import Courier, Follower
 from simpletuner.events.records import Told
 from simpletuner.events.sink import SinkContext
 from simpletuner.events.sinks.scalars import event_scalars, resumed_step
-from simpletuner.events.types import Event, Noticed, RunFinished, RunStarted, StepFinished, VideoGenerated
+from simpletuner.events.types import Event, Noticed, RolledBack, RunFinished, RunStarted, StepFinished, VideoGenerated
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,10 @@ class TrackerSink:
             if is_fresh or self._library.takes_repeats or not self._is_open:
                 self._open(is_new=is_fresh, first_step=resumed_step(event) + 1)
             return
+        if isinstance(event, RolledBack):
+            if self._is_open and self._library.takes_repeats:
+                self._open(is_new=False, first_step=event.to_step + 1)
+            return
         if not self._is_open:  # what an earlier start has left over
             self._open(is_new=False, first_step=self._last_step + 1)
         step, scalars = _step_of(event), event_scalars(event)
@@ -182,7 +186,7 @@ class TrackerSink:
 
 
 def _concerns(event: Event) -> bool:
-    return isinstance(event, (RunStarted, VideoGenerated)) or bool(event_scalars(event))
+    return isinstance(event, (RunStarted, RolledBack, VideoGenerated)) or bool(event_scalars(event))
 
 
 def _step_of(event: Event) -> int:

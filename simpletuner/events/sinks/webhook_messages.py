@@ -19,19 +19,21 @@ from simpletuner.events.types import (
     Event,
     Noticed,
     PreviewGenerated,
+    RolledBack,
     RunFinished,
     RunStarted,
     StageAdvanced,
     StageFinished,
     StageStarted,
     StepFinished,
+    StepSkipped,
     StoryTold,
     TrainingBegan,
     Uploaded,
     UploadStarted,
     VideoGenerated,
 )
-from simpletuner.events.wording import told_duration
+from simpletuner.events.wording import told_duration, told_rollback, told_skip
 
 TRAIN = "train"
 STAGE_KEYS = {
@@ -130,6 +132,8 @@ class Composer:
             Noticed: self._notice,
             TrainingBegan: self._training_began,
             StepFinished: self._step,
+            StepSkipped: lambda event: self._warning(told_skip(event)),
+            RolledBack: lambda event: self._warning(told_rollback(event)),
             CheckpointSaved: self._checkpoint,
             VideoGenerated: self._video,
             PreviewGenerated: self._preview,
@@ -165,6 +169,9 @@ class Composer:
     def _notice(self, event: Noticed) -> list[Message]:
         level, severity = _NOTICES[event.severity]
         return [Message(level, self._body("notification", severity, message=event.text), f"{severity}: {event.text}")]
+
+    def _warning(self, text: str) -> list[Message]:
+        return self._notice(Noticed("warning", text))
 
     def _stage_started(self, event: StageStarted) -> list[Message]:
         self._labels[event.stage] = event

@@ -13,6 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -186,9 +187,10 @@ class LycorisAdapter:
         self._network.load_state_dict(dict(tensors))
 
     def save(self, path: Path, metadata: Mapping[str, str], values: Mapping[str, Tensor] | None = None) -> None:
+        # What a kind writes is not always what it trains, so the library is asked, with the values in place.
+        network = self._network if values is None else _with_values(self._network, values)
         tensors = {
-            name: tensor.detach().to("cpu", copy=True).contiguous()
-            for name, tensor in {**self._network.state_dict(), **(values or {})}.items()
+            name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in network.state_dict().items()
         }
         config = json.dumps(self._file.model_dump(mode="json", exclude_none=True), sort_keys=True)
         write_atomic(path, serialize(tensors, metadata={**metadata, "format": "pt", "lycoris_config": config}))
@@ -253,6 +255,22 @@ class LycorisAdapter:
             yield
         finally:
             self._network.set_multiplier(self._file.multiplier)
+
+
+def _with_values(module: nn.Module, values: Mapping[str, Tensor], prefix: str = "") -> nn.Module:
+    """The module with other tensors for its parameters; the module itself, and whoever trains it, notices nothing."""
+    twin = copy(module)
+    inside = vars(twin)
+    inside["_parameters"] = {
+        name: parameter
+        if parameter is None or prefix + name not in values
+        else nn.Parameter(values[prefix + name], requires_grad=False)
+        for name, parameter in inside["_parameters"].items()
+    }
+    inside["_modules"] = {
+        name: child and _with_values(child, values, f"{prefix}{name}.") for name, child in inside["_modules"].items()
+    }
+    return twin
 
 
 def _create(transformer: nn.Module, file: LycorisFile, classes: Sequence[str], *, bypass: bool) -> LycorisNetwork:

@@ -26,11 +26,9 @@ from simpletuner.recipes import streaming_plan
 from simpletuner.recipes.disk_plan import DiskPlan, Volume, caption_tokens, check_disk
 from simpletuner.recipes.forecast import Forecast, choose_cards, forecast_run
 from simpletuner.recipes.forecast_rules import check_forecast
-from simpletuner.recipes.run_length import times_due
 from simpletuner.recipes.survey import Survey
 from simpletuner.runtime import streaming
 from simpletuner.runtime.machine import Machine
-from simpletuner.training.due import is_due
 
 MACHINE = Machine("", 0.0, (0, 0), 32e9, 8)
 
@@ -74,12 +72,6 @@ def forecast(folder: Path, card: str = "h200", survey: Survey | None = None, **s
 
 
 # Length -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("steps", [1, 7, 10, 11, 100])
-@pytest.mark.parametrize("every", [0, 1, 5, 10, 11, 1000])
-def test_times_due_counts_what_the_run_does(steps: int, every: int) -> None:
-    assert times_due(steps, every) == sum(is_due(step, every, steps) for step in range(1, steps + 1))
 
 
 def test_length(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from simpletuner.config.lycoris_file import LycorisFile
 from simpletuner.config.sections.average import AverageSection
 from simpletuner.maths.ema import decay_at
-from simpletuner.training.checkpoint import AVERAGE_FOLDER, AVERAGE_NAME, WEIGHTS_NAME, restore, save_checkpoint
+from simpletuner.training.checkpoint import restore, save_checkpoint
 from simpletuner.training.fit import fit
+from simpletuner.training.snapshot import AVERAGE_FOLDER, AVERAGE_NAME, WEIGHTS_NAME
 
 EMA = AverageSection(use_ema=True, ema_decay=0.9, ema_update_interval=2)
 

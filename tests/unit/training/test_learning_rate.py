@@ -7,7 +7,6 @@ import pytest
 from simpletuner.config.sections.schedule import ScheduleSection
 from simpletuner.core.errors import UserError
 from simpletuner.maths.schedules import RatePlan
-from simpletuner.training.due import is_due
 from simpletuner.training.learning_rate import LearningRate
 
 
@@ -39,14 +38,6 @@ def test_a_warmup_without_effect_is_warned_about() -> None:
 def test_an_unknown_course_names_the_nearest() -> None:
     with pytest.raises(UserError, match="Did you mean 'cosine'"):
         LearningRate("cosin", RatePlan(base=1.0, total_steps=1))
-
-
-@pytest.mark.parametrize(
-    ("step", "every", "last", "due"),
-    [(10, 10, 25, True), (11, 10, 25, False), (25, 10, 25, True), (24, 0, 25, False), (25, 0, 25, True)],
-)
-def test_work_is_due_at_its_interval_and_at_the_end(step: int, every: int, last: int, due: bool) -> None:
-    assert is_due(step, every, last) is due
 
 
 @pytest.mark.parametrize(
