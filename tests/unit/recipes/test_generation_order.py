@@ -15,7 +15,7 @@ from simpletuner.config.resolve import examine
 from simpletuner.core.errors import UserError
 from simpletuner.models.adapters.weights_file import ADAPTER_FILE
 from simpletuner.recipes.generation_order import GenerationOrder, Words, read_order
-from simpletuner.training.checkpoint import AVERAGE_FOLDER
+from simpletuner.training.snapshot import AVERAGE_FOLDER
 
 LAYER = "transformer.transformer_blocks.0.attn1.to_q"
 
