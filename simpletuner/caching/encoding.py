@@ -132,10 +132,9 @@ def frame_bytes(sample: Sample) -> int:
 
 
 def pixels_on(device: torch.device, clips: Sequence[Frames]) -> Tensor:
-    """Frames uint8 [F, H, W, 3] each -> pixels float32 [B, 3, F, H, W] in [-1, 1] on `device`: 0 is -1, 255 is +1."""
-    values = torch.from_numpy(np.stack(clips)).to(device).permute(0, 4, 1, 2, 3)
-    # A CPU's convolutions want the colours of a pixel side by side, as frames have them.
-    return (values if device.type == "cpu" else values.contiguous()).to(torch.float32).div_(127.5).sub_(1.0)
+    """Frames uint8 [F, H, W, 3] each -> [B, 3, F, H, W] on `device`, still bytes: an autoencoder takes them."""
+    frames = clips[0][None] if len(clips) == 1 else np.stack(clips)
+    return torch.from_numpy(frames).to(device).permute(0, 4, 1, 2, 3)
 
 
 def _encode(autoencoder: Autoencoder, clips: Sequence[Frames], device: torch.device) -> list[Tensor]:

@@ -92,7 +92,10 @@ class Autoencoder(Protocol):
     """Pixels to normalised latents and back."""
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """[B, 3, F, H, W] float32 in [-1, 1] -> normalised posterior means [B, C, f, h, w] float32."""
+        """[B, 3, F, H, W] float32 in [-1, 1] -> normalised posterior means [B, C, f, h, w] float32.
+
+        Bytes are taken as well: 0 means -1, 255 means +1.
+        """
 
     def decode(self, latents: Tensor, seed: int = 0) -> Tensor:
         """Normalised latents [B, C, f, h, w] -> pixels [B, 3, F, H, W] float32 in [-1, 1]."""

@@ -35,6 +35,8 @@ class PoolingAutoencoder(nn.Module):
 
     def encode(self, pixels: Tensor) -> Tensor:
         self.seen.append(pixels)
+        if pixels.dtype == torch.uint8:
+            pixels = pixels.float() / 127.5 - 1
         first = nn.functional.avg_pool3d(pixels[:, :, :1], (1, 32, 32))
         rest = nn.functional.avg_pool3d(pixels[:, :, 1:], (8, 32, 32)) if pixels.shape[2] > 1 else first[:, :, :0]
         return (self.lift(torch.cat([first, rest], dim=2)) - self.mean) / self.deviation

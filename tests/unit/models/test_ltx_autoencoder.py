@@ -58,6 +58,25 @@ def test_a_latent_does_not_depend_on_its_neighbours(autoencoders):
     assert torch.equal(ours.encode(clips), torch.cat([ours.encode(clip[None]) for clip in clips]))
 
 
+@pytest.mark.parametrize("tiling", [False, True])
+def test_trap_1_bytes_reach_the_network_in_minus_one_to_one(resolved, tiling):
+    ours = FAMILY.load_autoencoder(resolved("0.9.5"), torch.float32, CPU, tiling=tiling)
+    clip = torch.randint(0, 256, (1, 9, 64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    clip[0, 0, 0, 0], clip[0, 0, 0, 1] = 0, 255
+    clip = clip.permute(0, 4, 1, 2, 3)  # as decoded frames lie in memory
+    seen = []
+    hook = ours.model.encoder.conv_in.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    latents = ours.encode(clip)
+    hook.remove()
+    (given,) = seen
+    assert given.shape == (1, 48, 9, 16, 24)
+    assert (given.min(), given.max()) == (-1, 1)
+    numbers = clip.float() / 127.5 - 1
+    assert torch.equal(latents, ours.encode(numbers))
+    raw = ours.model.encode(numbers).latent_dist.mode()
+    assert torch.equal(latents, ours._normalise(raw))  # the patches lie in the model's own order
+
+
 @pytest.mark.parametrize("shape", [(125, 64, 64), (8, 64, 64), (9, 60, 64), (9, 64, 70)])
 def test_clips_off_the_raster_are_refused(autoencoders, shape):
     frames, height, width = shape
