@@ -34,6 +34,7 @@ COMMANDS: Mapping[str, Command] = {
     "data": Command("data", "see what the trainer sees (inspect), or everything worth mending in the data (lint)"),
     "cache": Command("cache", "build, count, verify or prune the encoded clips and captions"),
     "generate": Command("generate", "make videos from prompts, with the adapters of a run or any others"),
+    "evaluate": Command("evaluate", "measure weights by their loss on clips that are never trained"),
     "export": Command("export", "write an adapter in another program's layout, or merge it into a base model"),
     "runs": Command("runs", "list runs: which are at work, stopped, crashed or finished, and how to go on"),
     "options": Command("options", "list all options, or explain one"),

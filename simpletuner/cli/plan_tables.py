@@ -126,6 +126,9 @@ def _length_lines(forecast: Forecast, config: RunConfig) -> list[tuple[str, str]
         else "none"
     )
     lines.append(("validation", told))
+    if length.evaluations:
+        clips, levels = sum(length.clips_each.values()), config.evaluation.eval_timesteps
+        lines.append(("evaluation loss", f"{length.evaluations} times {clips} clips at {levels} noise levels"))
     return lines
 
 
@@ -165,9 +168,9 @@ def _time(console: Console, forecast: Forecast) -> None:
     _heading(console, "Time (estimate, nothing encoded yet)")
     _table(
         console,
-        ("card", "captions", "clips", "step", "training", "validation", "its share", "whole run"),
+        ("card", "captions", "clips", "step", "training", "validation", "its share", "evaluation", "whole run"),
         [_time_row(one) for one in forecast.cards],
-        numbers=range(1, 8),
+        numbers=range(1, 9),
     )
 
 
@@ -177,7 +180,8 @@ def _time_row(one: CardForecast) -> tuple[str, ...]:
     return (
         one.card.label, told_seconds(times.captions), told_seconds(times.clips),
         DASH if times.step is None else f"{times.step:.3g} s", told_seconds(times.training),
-        told_seconds(times.validation) if times.validation else DASH, share, told_seconds(times.total),
+        told_seconds(times.validation) if times.validation else DASH, share,
+        told_seconds(times.evaluation) if times.evaluation else DASH, told_seconds(times.total),
     )  # fmt: skip
 
 
@@ -266,6 +270,7 @@ def _forecast_document(forecast: Forecast) -> dict[str, Any]:
             "steps": length.steps, "epochs": length.epochs, "samples_per_step": length.samples_per_step,
             "checkpoints": length.checkpoints, "checkpoints_kept": length.checkpoints_kept,
             "validations": length.validations, "videos_each": length.videos_each,
+            "evaluations": length.evaluations, "evaluated_clips": sum(length.clips_each.values()),
         },
         "disk": {
             "items": [
@@ -296,7 +301,7 @@ def _card_document(one: CardForecast) -> dict[str, Any]:
         "seconds": {
             "start": times.start, "captions": times.captions, "clips": times.clips, "step": times.step,
             "training": times.training, "validation_each": times.validation_each, "validation": times.validation,
-            "total": times.total,
+            "evaluation": times.evaluation, "total": times.total,
         },
         "validation_share": times.validation_share,
     }  # fmt: skip

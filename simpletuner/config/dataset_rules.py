@@ -12,6 +12,7 @@ from simpletuner.config.dataset_file import INHERITED, INHERITED_COLUMNS, Datase
 from simpletuner.config.dataset_places import KEYS_OF_TYPE
 from simpletuner.config.dataset_stores import check_stores
 from simpletuner.config.draft import Draft
+from simpletuner.config.evaluation_rules import check_evaluation
 from simpletuner.config.i2v_rules import check_i2v
 from simpletuner.config.values import show
 from simpletuner.core.errors import Problem, Severity
@@ -59,6 +60,7 @@ def check_datasets(file: DatasetFile, draft: Draft, name: str) -> list[Problem]:
     problems.extend(_idle_columns(file, draft))
     problems.extend(_overridden(file, draft))
     problems.extend(check_i2v(file, draft))
+    problems.extend(check_evaluation(file, draft))
     trained = [dataset for dataset in file.datasets if not dataset.is_evaluation]
     if not trained and not any(problem.severity is Severity.ERROR for problem in file.problems):
         problems.append(

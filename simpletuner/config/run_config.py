@@ -90,6 +90,11 @@ class RunConfig:
         """Every data set whose files are read and encoded, trained ones first."""
         return (*self.datasets, *self.eval_datasets)
 
+    @property
+    def measures_loss(self) -> bool:
+        """Whether the loss is measured on data sets that are never trained."""
+        return bool(self.eval_datasets) and not self.evaluation.eval_loss_disable
+
     def section(self, attribute: str) -> Section:
         """The section called `attribute` in the option table."""
         section = self.__dict__[attribute]

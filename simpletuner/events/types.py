@@ -136,6 +136,26 @@ class CheckpointSaved(Event):
 
 
 @dataclass(frozen=True)
+class LossEvaluated(Event):
+    """The loss on clips that are never trained, at fixed noise and noise levels; see validation/stable_loss.py."""
+
+    step: int  # optimizer steps done
+    weights: Literal["adapter", "ema"]
+    loss: float  # mean of the series
+    losses: Mapping[str, float]  # series -> mean over its clips and noise levels
+    sigmas: tuple[float, ...]  # the noise levels
+    by_level: Mapping[str, tuple[float, ...]]  # series -> mean over its clips at each noise level
+    clips: int
+    seconds: float
+    yardstick: str  # fingerprint of what is measured; only equal ones can be compared
+    decides: bool = True  # whether these weights decide which step is best
+    train_loss: float | None = None  # mean of the steps since the measurement before
+    is_best: bool = False
+    best_step: int = 0
+    best_loss: float = 0.0
+
+
+@dataclass(frozen=True)
 class VideoGenerated(Event):
     step: int
     weights: Literal["base", "adapter", "ema"]

@@ -111,6 +111,27 @@ class FlowMatching:
         return torch.add(noise, _to_device(extra, noise), alpha=share)
 
 
+def loss_at(
+    family: ModelFamily, source: Source, transformer: nn.Module, batch: Batch, sigmas: Tensor, noise: Tensor
+) -> Tensor:
+    """Squared distance of the predicted velocity, [B] float32, at noise levels and noise that are given.
+
+    Nothing is drawn and no option changes it: no first frame is given, no noise is added beside `noise`. So it can be
+    compared over the steps of a run and between runs; with l2 and text-to-video it is what training lowers.
+
+    Args:
+        batch: On the computing device.
+        sigmas: [B] float32 noise levels in (0, 1), on the computing device.
+        noise: [B, C, F, H, W] or what broadcasts to it, float32, on the computing device.
+    """
+    latents = batch.latents.float()
+    noised = noise_latents(latents, noise.expand_as(latents), sigmas)
+    prediction = family.predict(
+        transformer, source, noised, sigmas, batch.prompt_embeds, batch.prompt_mask, batch.frame_rates
+    )
+    return squared_error(prediction, velocity_target(latents, noise.expand_as(latents)))
+
+
 def _to_device(values: Tensor, like: Tensor) -> Tensor:
     """Copy CPU values beside `like` without making the host wait for the device."""
     if like.device.type == "cuda":

@@ -10,7 +10,7 @@ from simpletuner.recipes.run_length import Rhythms
 from simpletuner.recipes.session import Session
 from simpletuner.training.due import Moment, is_due
 
-Work = Literal["checkpoint", "rolling", "validation"]
+Work = Literal["checkpoint", "rolling", "evaluation", "validation"]
 
 
 class Calendar:

@@ -45,6 +45,7 @@ def fill_caches(
     autoencoders: Callable[[], Autoencoder] | None = None,
     *,
     all_now: bool = False,
+    partly: bool = False,
 ) -> tuple[LatentCache, PromptCache]:
     """Encode what is missing; an encoder is loaded only if something is, and dropped afterwards.
 
@@ -55,12 +56,14 @@ def fill_caches(
         emit: Receives progress and notices.
         autoencoders: The run's `AutoencoderShelf`, if it has one.
         all_now: Whether what is set to be encoded on demand is encoded now too.
+        partly: Whether the plan holds only a part of the run's samples, so that other captions are no waste.
 
     Raises:
         UserError: If the disk fills up (exit code 6); finished entries stay and are used again.
     """
     text_dtype = DTYPES[config.precision.mixed_precision]
     for_texts, for_clips = prompt_settings(config, plan), latent_settings(config, plan, host.device)
+    for_texts = replace(for_texts, shared=partly)
     if all_now:
         for_texts = replace(for_texts, on_demand=False, unwritten=False)
         for_clips = replace(for_clips, on_demand=frozenset(), unwritten=frozenset())

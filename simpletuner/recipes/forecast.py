@@ -8,6 +8,7 @@ torch, and nothing is downloaded or written. Next stops: `forecast_rules.py` jud
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -87,6 +88,7 @@ class Times:
         training: All steps.
         validation_each: One validation, all its videos.
         validation: All validations.
+        evaluation: All measurements of the evaluation loss.
     """
 
     start: float
@@ -96,13 +98,21 @@ class Times:
     training: float | None
     validation_each: float
     validation: float
+    evaluation: float = 0.0
 
     @property
     def total(self) -> float | None:
         """The whole run."""
         if self.training is None:
             return None
-        return self.start + (self.captions or 0.0) + (self.clips or 0.0) + self.training + self.validation
+        return (
+            self.start
+            + (self.captions or 0.0)
+            + (self.clips or 0.0)
+            + self.training
+            + self.validation
+            + self.evaluation
+        )
 
     @property
     def validation_share(self) -> float:
@@ -264,6 +274,7 @@ class _Desk:
             training=step * steps if step is not None and steps else None,
             validation_each=each,
             validation=each * self._length.validations,
+            evaluation=self._evaluation_seconds(card) * self._length.evaluations,
         )
 
     def _seconds(self, work: Operations, card: CardRow, value_bytes: int = 2) -> float:
@@ -340,10 +351,34 @@ class _Desk:
             )  # fmt: skip
         return seconds
 
+    def _evaluation_seconds(self, card: CardRow) -> float:
+        """One measurement of the evaluation loss: a forward pass per clip and noise level."""
+        if self._data is None:
+            return 0.0
+        levels, batch = self._config.evaluation.eval_timesteps, self._config.schedule.train_batch_size
+        calls = math.ceil(levels / batch)
+        seconds = 0.0
+        for ident, count in self._length.clips_each.items():
+            found = [sample.bucket for sample in self._data.evaluation if sample.dataset == ident]
+            for bucket, there in Counter(found).items():
+                pass_ = self._cost.forward(self._tokens_of(bucket), self._text_tokens).times(levels, launches=calls)
+                clip = self._streaming.seconds(self._seconds(pass_, card, self._trained.weight_bytes), calls, card)
+                # Which clips are chosen depends on their names; the sizes of the whole set stand for theirs.
+                seconds += clip * count * there / len(found)
+        return seconds * self._weights_measured
+
+    @property
+    def _weights_measured(self) -> int:
+        average = self._config.average
+        return 2 if average.use_ema and average.ema_validation == "comparison" else 1
+
+    def _tokens_of(self, bucket: BucketKey) -> int:
+        grid = FAMILIES[str(self._config.model.model_family)].grid
+        return math.prod(grid.latent_shape(bucket.width, bucket.height, bucket.num_frames)[1:])
+
     def _tokens(self, width: int, height: int) -> int:
         """Tokens of one validation video."""
-        grid = FAMILIES[str(self._config.model.model_family)].grid
-        return math.prod(grid.latent_shape(width, height, self._config.validation.num_frames)[1:])
+        return self._tokens_of(BucketKey(width, height, self._config.validation.num_frames))
 
     # Memory ----------------------------------------------------------------------------------------
 

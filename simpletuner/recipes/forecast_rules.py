@@ -26,7 +26,7 @@ ROOMY_SHARE = 0.7  # of the machine's memory; the rest is for the system, the lo
 def check_forecast(
     forecast: Forecast, config: RunConfig, reference: CardForecast | None, machine: Machine
 ) -> Iterator[Problem]:
-    """Findings of the plan rules: disk, memory, validation's share, runs of weeks, passes over the data.
+    """Findings of the plan rules: disk, memory, shares of validation and evaluation, runs of weeks, passes over the data.
 
     Args:
         forecast: The forecast.
@@ -40,6 +40,7 @@ def check_forecast(
     if reference is not None:
         yield from _duration(forecast, config, reference)
         yield from _share(forecast, config, reference)
+        yield from _evaluation_share(forecast, config, reference)
         yield from _room(reference)
 
 
@@ -67,6 +68,22 @@ def _share(forecast: Forecast, config: RunConfig, reference: CardForecast) -> It
         "More than a quarter is rarely worth it",
         f"Raise validation_step_interval to about {wanted}, or lower validation_num_video_frames, or use fewer prompts",
         _place(config, "validation_step_interval"),
+        Severity.WARNING,
+    )
+
+
+def _evaluation_share(forecast: Forecast, config: RunConfig, reference: CardForecast) -> Iterator[Problem]:
+    times = reference.times
+    together = (times.training or 0.0) + times.evaluation
+    if not times.training or times.evaluation <= LARGE_VALIDATION_SHARE * together:
+        return
+    clips, levels = sum(forecast.length.clips_each.values()), config.evaluation.eval_timesteps
+    yield Problem(
+        f"the evaluation loss takes about {times.evaluation / together:.0%} of the time: "
+        f"{forecast.length.evaluations} times {clips} clips at {levels} noise levels",
+        "More than a quarter is rarely worth it",
+        "Raise eval_steps_interval, or lower num_eval_images or eval_timesteps",
+        _place(config, "eval_steps_interval"),
         Severity.WARNING,
     )
 

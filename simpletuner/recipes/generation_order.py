@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from simpletuner.config.generation import FLAGS, GenerationSettings, check_frames, read_prompts, read_settings
+from simpletuner.config.catalogs.families import FAMILIES
+from simpletuner.config.generation import FAMILY, FLAGS, GenerationSettings, check_frames, read_prompts, read_settings
 from simpletuner.config.resolve import examine
 from simpletuner.config.run_config import ValidationPrompt
 from simpletuner.config.surfaces.cli import CommandLine, Given, canonical_name, parse_arguments
@@ -19,6 +20,7 @@ from simpletuner.core.errors import Problem, Severity, UserError
 from simpletuner.core.files import ensure_writable
 from simpletuner.events.run import CONFIG_FILE
 from simpletuner.models.adapters.weights_file import (
+    BEST_FOLDER,
     TRANSFORMER_FOLDER,
     WeightsFile,
     check_together,
@@ -27,7 +29,7 @@ from simpletuner.models.adapters.weights_file import (
 )
 
 # Name of `--weights` -> folder inside the run folder.
-RUN_WEIGHTS: Mapping[str, str] = {"trained": "", "ema": "ema", "base": ""}
+RUN_WEIGHTS: Mapping[str, str] = {"trained": "", "ema": "ema", "best": BEST_FOLDER, "base": ""}
 _FOLDER: Final = "generated"
 _TEXT_CACHE: Final = ".prompts"
 _MOST_VIDEOS: Final = 100
@@ -251,8 +253,10 @@ def _model_given(words: Words, line: CommandLine, run: _Run, adapters: Sequence[
     given = []
     base = next((file for file in adapters if file.metadata.get("base_model")), None)
     if base is not None and run.folder is None and not _names_model(words, line):
-        origin = f"metadata of '{base.path.name}'"
-        given.append(Given(_NAMING_MODEL[0], base.metadata["base_model"], origin))
+        name, flavours = base.metadata["base_model"], FAMILIES[FAMILY].checkpoints
+        # A run whose model was named by its release alone knows no more of it.
+        option = "model_flavour" if name in flavours else "pretrained_model_name_or_path"
+        given.append(Given(option, name, f"metadata of '{base.path.name}'"))
     for file in adapters:
         if file.kind == "whole":
             inside = file.path.is_dir() and file.path.name == TRANSFORMER_FOLDER

@@ -9,6 +9,7 @@ from simpletuner.core.errors import ExitCode, UserError
 from simpletuner.events.types import Noticed, StageFinished, StageStarted, StepFinished, StepSkipped, TrainingBegan
 from simpletuner.objectives.flow_matching import FlowMatching
 from simpletuner.recipes.calendar import Calendar
+from simpletuner.recipes.evaluating import Evaluations
 from simpletuner.recipes.recovery import Recovery, too_many_skipped
 from simpletuner.recipes.run_length import rhythms_of
 from simpletuner.recipes.saving import Archive, export, open_archive
@@ -26,13 +27,15 @@ Outcome = Literal["finished", "stopped"]
 def run_session(session: Session, requests: Requests) -> Outcome:
     """Train until the last step or until somebody asks to stop; leaves adapter and videos behind."""
     config, run, state = session.config, session.run, session.state
-    if state.step >= state.total_steps:
-        complete_outputs(session)
+    evaluations = Evaluations(session)
+    if state.step >= state.total_steps or evaluations.stops:
+        complete_outputs(session, evaluations)
         return "finished"
     if not (config.validation.disable_benchmark or config.validation.validation_disable):
         generate_base_videos(session)
     if config.validation.validation_on_startup:
         validate_trained(session)
+    evaluations.measure_first()
     started = time.monotonic()
     requests.patient = True
     run.emit(training_began(session))
@@ -40,64 +43,15 @@ def run_session(session: Session, requests: Requests) -> Outcome:
     objective = FlowMatching(session.plan.family, session.plan.source, config.flow, config.schedule.seed)
     recovery = Recovery(session)
     with open_archive(session, requests) as archive:
-        while reason := train_on(session, objective, archive, requests):
+        while reason := train_on(session, objective, archive, evaluations, requests):
             recovery.go_back(reason)
+            evaluations.look_back()
         seconds = time.monotonic() - started
         run.emit(StageFinished("train", state.step, seconds, _told_wait(session, seconds)))
         if archive.last_step != state.step:
             archive.save()
     requests.patient = False
-    return "finished" if state.step >= state.total_steps else "stopped"
-
-
-def train_on(session: Session, objective: Objective, archive: Archive, requests: Requests) -> str:
-    """Train to the end of the run or until somebody asks to stop.
-
-    Returns:
-        Why the run must go back to a checkpoint; empty if it need not.
-
-    Raises:
-        UserError: If a checkpoint cannot be written.
-    """
-    calendar = Calendar(session, rhythms_of(session.config))
-
-    def settles(step: int) -> bool:
-        return calendar.look(step) or requests.has_wishes
-
-    for done in fit_on(session.state, objective, stop=requests, settles=settles):
-        session.run.emit(done)
-        try:
-            archive.check()
-            if isinstance(done, StepSkipped) and _is_lost(session, done):
-                return f"step {done.step}: {done.reason}"
-            if session.state.step == done.step:
-                _do_what_is_due(session, done, calendar, archive, requests)
-        except UserError as error:
-            if error.exit_code != ExitCode.NUMERICS:
-                raise
-            return error.problems[0].what
-    return ""
-
-
-def _is_lost(session: Session, skipped: StepSkipped) -> bool:
-    return too_many_skipped(session.state.skipped_steps, skipped.step, session.config.checkpoint.broken_steps_limit)
-
-
-def _do_what_is_due(
-    session: Session, done: StepFinished | StepSkipped, calendar: Calendar, archive: Archive, requests: Requests
-) -> None:
-    """Checkpoints first, so that nothing is lost if videos fail; at the end the weights where users look for them."""
-    step, is_last = done.step, done.step == session.state.total_steps
-    is_wished, is_shown = requests.take("save"), requests.take("validate")
-    if calendar.is_due("checkpoint", step) or is_wished:
-        archive.save()
-    elif calendar.is_due("rolling", step):
-        archive.save(is_rolling=True)
-    if is_last:
-        archive.finish()
-        export(session)
-    if (calendar.is_due("validation", step) or is_shown) and not requests():
-        validate_trained(session)
+    return "finished" if state.step >= state.total_steps or evaluations.stops else "stopped"
 
 
 def training_began(session: Session) -> TrainingBegan:
@@ -114,14 +68,78 @@ def training_began(session: Session) -> TrainingBegan:
     )
 
 
+def train_on(
+    session: Session, objective: Objective, archive: Archive, evaluations: Evaluations, requests: Requests
+) -> str:
+    """Train to the end of the run, until somebody asks to stop, or until patience with the evaluation loss ends.
+
+    Returns:
+        Why the run must go back to a checkpoint; empty if it need not.
+
+    Raises:
+        UserError: If a checkpoint cannot be written.
+    """
+    calendar = Calendar(session, rhythms_of(session.config))
+
+    def settles(step: int) -> bool:
+        return calendar.look(step) or requests.has_wishes
+
+    def stop() -> bool:
+        return requests() or evaluations.stops
+
+    for done in fit_on(session.state, objective, stop=stop, settles=settles):
+        session.run.emit(done)
+        evaluations.note_step(done)
+        try:
+            archive.check()
+            if isinstance(done, StepSkipped) and _is_lost(session, done):
+                return f"step {done.step}: {done.reason}"
+            if session.state.step == done.step:
+                _do_what_is_due(session, done, calendar, archive, evaluations, requests)
+        except UserError as error:
+            if error.exit_code != ExitCode.NUMERICS:
+                raise
+            return error.problems[0].what
+    return ""
+
+
+def _is_lost(session: Session, skipped: StepSkipped) -> bool:
+    return too_many_skipped(session.state.skipped_steps, skipped.step, session.config.checkpoint.broken_steps_limit)
+
+
+def _do_what_is_due(
+    session: Session,
+    done: StepFinished | StepSkipped,
+    calendar: Calendar,
+    archive: Archive,
+    evaluations: Evaluations,
+    requests: Requests,
+) -> None:
+    """Checkpoints first, so that nothing is lost if the rest fails; at the end the weights where users look."""
+    step = done.step
+    is_wished, is_shown = requests.take("save"), requests.take("validate")
+    if calendar.is_due("checkpoint", step) or is_wished:
+        archive.save()
+    elif calendar.is_due("rolling", step):
+        archive.save(is_rolling=True)
+    if calendar.is_due("evaluation", step) and not requests():
+        evaluations.measure_now()
+    ends = step == session.state.total_steps or evaluations.stops
+    if ends:
+        archive.finish()
+        export(session)
+    if (calendar.is_due("validation", step) or is_shown or ends) and not requests():
+        validate_trained(session)
+
+
 def _told_wait(session: Session, seconds: float) -> str:
     """How long the loop waited for data; empty when that is not worth a word."""
     waited = session.batches.waited_seconds
     return f"waited {waited:.1f} s for data" if seconds > 0 and waited / seconds > WORTH_TELLING else ""
 
 
-def complete_outputs(session: Session) -> None:
-    """Make what a run that is trained to its end may lack: its adapter, its last videos.
+def complete_outputs(session: Session, evaluations: Evaluations) -> None:
+    """Make what a run that is trained to its end may lack: its adapter, its last videos, its last measurement.
 
     Raises:
         UserError: If the checkpoint is already beyond the end.
@@ -133,7 +151,9 @@ def complete_outputs(session: Session) -> None:
             "A run cannot go back",
             "Raise max_train_steps, or continue from an earlier checkpoint in another output_dir",
         )
-    session.run.emit(Noticed("note", f"nothing to train: step {state.step} of {state.total_steps} is done"))
+    reason = f"; {evaluations.told_stop()}" if evaluations.stops else ""
+    session.run.emit(Noticed("note", f"nothing to train: step {state.step} of {state.total_steps} is done{reason}"))
+    evaluations.measure_missing()
     # Always: what lies there may be missing its average, or be of an earlier end of the run.
     export(session)
     if not all(has_videos(session, weights) for weights in shown_weights(session.config)):

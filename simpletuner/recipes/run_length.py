@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from simpletuner.config.catalogs.families import FAMILIES
@@ -105,6 +105,8 @@ class RunLength:
         checkpoints_kept: Of them at the end.
         validations: Times validation videos are made, the base model's included.
         videos_each: Videos per validation.
+        evaluations: Times the evaluation loss is measured, before the first step too.
+        clips_each: Clips of each evaluation set that are measured, by the set's id.
     """
 
     steps: int | None
@@ -114,14 +116,17 @@ class RunLength:
     checkpoints_kept: int
     validations: int
     videos_each: int
+    evaluations: int = 0
+    clips_each: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Rhythms:
-    """What recurs in a run: checkpoints that are kept, safety checkpoints, validation videos."""
+    """What recurs in a run: checkpoints that are kept, safety checkpoints, the evaluation loss, validation videos."""
 
     checkpoint: Rhythm
     rolling: Rhythm
+    evaluation: Rhythm
     validation: Rhythm
 
 
@@ -206,6 +211,8 @@ def plan_length(config: RunConfig, data: DataPlan | None) -> RunLength:
         checkpoints_kept=_kept(checkpoints, limit) + _kept(rolling, rolling_limit),
         validations=_validations(config, rhythms.validation, steps or 0, per_epoch) if videos else 0,
         videos_each=videos,
+        evaluations=times_due(rhythms.evaluation, steps or 0, per_epoch) + 1 if config.measures_loss else 0,
+        clips_each=_clips_each(config, data),
     )
 
 
@@ -219,10 +226,13 @@ def total_steps(schedule: ScheduleSection, steps_per_epoch: int) -> int:
 
 def rhythms_of(config: RunConfig) -> Rhythms:
     """When a run does what recurs."""
-    checkpoint, validation = config.checkpoint, config.validation
+    checkpoint, validation, evaluation = config.checkpoint, config.validation, config.evaluation
     return Rhythms(
         checkpoint=Rhythm(checkpoint.checkpoint_step_interval, checkpoint.checkpoint_epoch_interval or 0),
         rolling=Rhythm(checkpoint.checkpointing_rolling_steps, at_end=False),
+        evaluation=Rhythm(evaluation.eval_steps_interval or 0, evaluation.eval_epoch_interval or 0)
+        if config.measures_loss
+        else Rhythm(at_end=False),
         validation=Rhythm(
             validation.validation_step_interval,
             validation.validation_epoch_interval or 0,
@@ -249,6 +259,15 @@ def _validations(config: RunConfig, rhythm: Rhythm, steps: int, per_epoch: int) 
     settings = config.validation
     extra = (not settings.disable_benchmark) + settings.validation_on_startup
     return times_due(rhythm, steps, per_epoch) + extra
+
+
+def _clips_each(config: RunConfig, data: DataPlan | None) -> dict[str, int]:
+    """Clips measured of each evaluation set."""
+    settings = config.evaluation
+    if data is None or not config.measures_loss:
+        return {}
+    there = Counter(sample.dataset for sample in data.evaluation if settings.eval_dataset_id in (None, sample.dataset))
+    return {ident: min(count, settings.num_eval_images) for ident, count in there.items()}
 
 
 def _kept(count: int, limit: int) -> int:

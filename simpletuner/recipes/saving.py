@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from simpletuner.config.commands import fill_command, read_size
 from simpletuner.config.keeping_rules import command_values
 from simpletuner.core.errors import ExitCode, UserError
 from simpletuner.events.types import CheckpointSaved, Noticed
 from simpletuner.events.wording import told_size
+from simpletuner.models.adapters.weights_file import BEST_FOLDER
 from simpletuner.recipes.facts import run_facts, weights_metadata
 from simpletuner.recipes.session import Session
 from simpletuner.runtime.commands import CommandQueue, run_command
@@ -22,6 +24,7 @@ from simpletuner.training.checkpoint import prune_checkpoints
 from simpletuner.training.saver import CheckpointSaver, Saved
 from simpletuner.training.snapshot import take_snapshot, write_average
 
+BEST_RECORD: Final = "best.json"
 PAUSE_SECONDS: Final = 5.0  # between two looks at a full disk
 
 
@@ -85,6 +88,7 @@ class Archive:
             settings.checkpoints_total_limit,
             keep=path,
             rolling_limit=settings.checkpoints_rolling_total_limit,
+            spared=best_checkpoint(self._session.folder),
         )
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         self._session.run.emit(
@@ -160,6 +164,21 @@ def export(session: Session) -> Path:
     if session.state.average is not None:
         write_average(session.trainable, session.state.average.tensors(), session.folder, metadata)
     return path
+
+
+def read_best(folder: Path) -> dict[str, Any] | None:
+    """What `best/` of a run says of itself: "step", "evaluation_loss", "weights"; None where there is none."""
+    try:
+        found = json.loads((folder / BEST_FOLDER / BEST_RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """Where the checkpoint of the step with the lowest evaluation loss is, if one was saved."""
+    best = read_best(folder)
+    return None if best is None else folder / f"checkpoint-{best.get('step')}"
 
 
 def weights_path(session: Session) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from simpletuner.caching.latents import LatentCache
 from simpletuner.caching.prompts import PromptCache
 from simpletuner.config.run_config import RunConfig
 from simpletuner.data.batches import BatchStream
@@ -24,6 +25,7 @@ class Session:
     plan: RunPlan
     host: Host
     run: Run
+    latents: LatentCache
     prompts: PromptCache
     autoencoders: AutoencoderShelf
     trainable: Trainable

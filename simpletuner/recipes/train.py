@@ -21,13 +21,14 @@ from simpletuner.events.types import (
     RunFinished,
     RunStarted,
 )
+from simpletuner.models.adapters.weights_file import BEST_FOLDER
 from simpletuner.recipes.bad_files import keep_damaged
 from simpletuner.recipes.encode import AutoencoderShelf, fill_caches
 from simpletuner.recipes.facts import early_facts, run_facts
 from simpletuner.recipes.loop import Outcome, run_session
 from simpletuner.recipes.plan import RunPlan, plan_run
 from simpletuner.recipes.run_length import total_steps
-from simpletuner.recipes.saving import weights_path
+from simpletuner.recipes.saving import read_best, weights_path
 from simpletuner.recipes.session import Session
 from simpletuner.recipes.story import tell_plan, tell_training
 from simpletuner.recipes.survey import batch_rules, check_sizes
@@ -135,7 +136,7 @@ def begin_session(
     if warning := state.learning_rate.warning():
         run.emit(Noticed("warning", warning))
     tell_training(config, samples, caches, state, batches, run.emit)
-    return Session(config, plan, host, run, prompts, autoencoders, trainable, state, batches)
+    return Session(config, plan, host, run, latents, prompts, autoencoders, trainable, state, batches)
 
 
 def _next_words(session: Session, outcome: Outcome, advice: str) -> str:
@@ -147,4 +148,6 @@ def _next_words(session: Session, outcome: Outcome, advice: str) -> str:
         return f"Saved checkpoint-{session.state.step} in {folder}. Start the same command again to go on from there."
     label = "adapter" if session.trainable.adapter.keeps_base else "weights"
     weights = f"{label}  {weights_path(session).resolve()}"
-    return "\n".join((weights, f"report   {folder / 'report.html'}", advice))
+    best = read_best(folder)
+    told = () if best is None else (f"best     {folder / BEST_FOLDER} (step {best['step']}, lowest evaluation loss)",)
+    return "\n".join((weights, *told, f"report   {folder / 'report.html'}", advice))

@@ -128,16 +128,23 @@ def whole_checkpoints(output_dir: Path) -> Iterator[tuple[int, Path]]:
             yield step, path
 
 
-def prune_checkpoints(output_dir: Path, limit: int, keep: Path | None = None, *, rolling_limit: int = 0) -> list[Path]:
+def prune_checkpoints(
+    output_dir: Path,
+    limit: int,
+    keep: Path | None = None,
+    *,
+    rolling_limit: int = 0,
+    spared: Path | None = None,
+) -> list[Path]:
     """Remove the oldest checkpoints until `limit` remain, and of safety checkpoints until `rolling_limit` do.
 
     `keep`, the one just saved, stays whatever the limit; without it the newest whole one does, even
-    if broken ones are newer. If none is whole, nothing is removed. 0 keeps all.
+    if broken ones are newer. If none is whole, nothing is removed. 0 keeps all. `spared` stays too and is not counted.
 
     Returns:
         Those removed.
     """
-    found = list_checkpoints(output_dir)
+    found = [(step, path) for step, path in list_checkpoints(output_dir) if path != spared]
     kept = keep or next((path for _, path in whole_checkpoints(output_dir)), None)
     if kept is None:
         return []

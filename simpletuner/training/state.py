@@ -123,11 +123,15 @@ class TrainState:
                     "Keep the videos of the first start, or set disable_benchmark to true",
                 )
             return self.trainable.plain_weights()
-        return self._wearing_adapter(averaged=weights == "ema")
+        return self._wearing_adapter(self.trainable.adapter.shown(), averaged=weights == "ema")
+
+    def measuring(self, weights: Literal["adapter", "ema"]) -> AbstractContextManager[None]:
+        """As `wearing`, at the strength at which the adapter is trained, whatever validation shows."""
+        return self._wearing_adapter(self.trainable.adapter.measured(), averaged=weights == "ema")
 
     @contextmanager
-    def _wearing_adapter(self, *, averaged: bool) -> Iterator[None]:
-        with self.trainable.adapter.shown(), ExitStack() as worn:
+    def _wearing_adapter(self, strength: AbstractContextManager[None], *, averaged: bool) -> Iterator[None]:
+        with strength, ExitStack() as worn:
             if averaged and self.average is not None:
                 worn.enter_context(self.average.in_place())
             yield

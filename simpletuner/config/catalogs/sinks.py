@@ -46,6 +46,9 @@ SINKS: Catalog[SinkRow] = Catalog(
             "simpletuner.events.sinks.journal:JournalSink", "every event, one JSON line each", durable=True
         ),
         "metrics": SinkRow("simpletuner.events.sinks.metrics:MetricsSink", "one JSON line per optimizer step"),
+        "evaluations": SinkRow(
+            "simpletuner.events.sinks.evaluations:EvaluationsSink", "one JSON line per measurement of the loss"
+        ),
         "console": SinkRow("simpletuner.events.sinks.console:ConsoleSink", "the story and progress on the terminal"),
         "simpletuner": SinkRow(
             "simpletuner.events.sinks.local_tracker:local_sink", "numbers and videos as files for other programs",

@@ -21,6 +21,7 @@ from rich.text import Text
 from simpletuner.events.types import (
     CheckpointSaved,
     Event,
+    LossEvaluated,
     Noticed,
     PreviewGenerated,
     RolledBack,
@@ -120,6 +121,9 @@ class ConsoleSink:
             self._summary.checkpoint = event.path
             kind = "Safety checkpoint" if event.is_rolling else "Checkpoint"
             self._say(f"{kind} of step {event.step}: {event.path} ({told_size(event.size_bytes)})")
+        elif isinstance(event, LossEvaluated):
+            self._summary.evaluation = f"{event.loss:.4f} (best {event.best_loss:.4f} at step {event.best_step})"
+            self._say(_told_evaluation(event))
         elif isinstance(event, VideoGenerated):
             self._summary.videos += 1
             self._say(f"Video ({event.weights}, step {event.step}): {event.path} ({told_duration(event.seconds)})")
@@ -164,6 +168,7 @@ class _Summary:
         self._steps = 0
         self._peak_bytes = 0
         self.checkpoint = ""
+        self.evaluation = ""
         self.videos = 0
         self.warnings = 0
 
@@ -186,6 +191,8 @@ class _Summary:
             first, last = sum(self._first[:span]) / span, sum(list(self._last)[-span:]) / span
             noun = f"means of the first and last {span} steps" if span > 1 else "first and last step"
             told.append(("loss", f"{first:.4f} -> {last:.4f} ({noun})"))
+        if self.evaluation:
+            told.append(("loss on clips set apart", self.evaluation))
         if self._peak_bytes:
             told.append(("peak memory", told_size(self._peak_bytes)))
         if self.checkpoint:
@@ -297,6 +304,14 @@ class _LineState:
 
     def _tenth_of(self, done: int) -> int:
         return 10 * done // max(self._event.total, 1)
+
+
+def _told_evaluation(event: LossEvaluated) -> str:
+    which = ", averaged weights" if event.weights == "ema" else ""
+    sets = ", ".join(f"{name} {value:.4f}" for name, value in event.losses.items()) if len(event.losses) > 1 else ""
+    best = "the lowest so far" if event.is_best else f"lowest: {event.best_loss:.4f} at step {event.best_step}"
+    told = f"Loss on clips set apart (step {event.step}{which}): {event.loss:.4f}"
+    return f"{told} ({'; '.join(part for part in (sets, best) if part)}; {told_duration(event.seconds)})"
 
 
 def _train_detail(event: StepFinished) -> str:

@@ -18,6 +18,7 @@ from simpletuner.events.records import kind_of
 from simpletuner.events.types import (
     CheckpointSaved,
     Event,
+    LossEvaluated,
     RunFinished,
     RunStarted,
     StageFinished,
@@ -27,7 +28,7 @@ from simpletuner.events.types import (
 
 JOURNAL = "journal.jsonl"
 # Rare events that a power cut must not take; a disk flush per step would cost more than the step.
-_TO_DISK = (RunStarted, StageFinished, CheckpointSaved, VideoGenerated, Uploaded, RunFinished)
+_TO_DISK = (RunStarted, StageFinished, CheckpointSaved, LossEvaluated, VideoGenerated, Uploaded, RunFinished)
 
 
 class JournalSink:

@@ -14,9 +14,11 @@ from typing import Any
 
 from simpletuner.config.webhook_file import LEVELS, Webhook
 from simpletuner.events.records import Told
+from simpletuner.events.sinks.scalars import evaluation_scalars
 from simpletuner.events.types import (
     CheckpointSaved,
     Event,
+    LossEvaluated,
     Noticed,
     PreviewGenerated,
     RolledBack,
@@ -88,6 +90,7 @@ _KINDS: Mapping[type[Event], _Kind] = {
     TrainingBegan: _Kind(("training.status",)),
     StepFinished: _Kind(("training.status",), is_for_people=False),
     CheckpointSaved: _Kind(("training.checkpoint",)),
+    LossEvaluated: _Kind(("training.evaluation",)),
     VideoGenerated: _Kind(("training.validation",)),
     PreviewGenerated: _Kind(("validation.image",)),
     UploadStarted: _Kind(("training.status",), is_for_people=False),
@@ -135,6 +138,7 @@ class Composer:
             StepSkipped: lambda event: self._warning(told_skip(event)),
             RolledBack: lambda event: self._warning(told_rollback(event)),
             CheckpointSaved: self._checkpoint,
+            LossEvaluated: self._evaluation,
             VideoGenerated: self._video,
             PreviewGenerated: self._preview,
             UploadStarted: self._upload_started,
@@ -236,6 +240,19 @@ class Composer:
         facts = {"path": event.path, "label": Path(event.path).name, "is_final": is_final}
         text = f"Checkpoint of step {event.step}: {event.path}"
         return [Message("info", self._body("training.checkpoint", "success", checkpoint=facts, message=text), text)]
+
+    def _evaluation(self, event: LossEvaluated) -> list[Message]:
+        data = {
+            "step": event.step,
+            "weights": event.weights,
+            "metrics": {name: _finite(value) for name, value in evaluation_scalars(event).items()},
+            "is_best": event.is_best,
+            "best_step": event.best_step,
+            "best_loss": _finite(event.best_loss),
+        }
+        best = "the lowest so far" if event.is_best else f"lowest {event.best_loss:.4f} at step {event.best_step}"
+        text = f"Loss on clips set apart after step {event.step} ({event.weights}): {event.loss:.4f}, {best}"
+        return [Message("info", self._body("training.evaluation", message=text, data=data), text)]
 
     def _video(self, event: VideoGenerated) -> list[Message]:
         title = f"Validation: {event.nickname}"

@@ -76,3 +76,6 @@ class Adapter(Protocol):
 
     def shown(self) -> AbstractContextManager[None]:
         """The adapter at the strength at which validation shows it, for the length of the block."""
+
+    def measured(self) -> AbstractContextManager[None]:
+        """The adapter at the strength at which it is trained, without dropout, for the length of the block."""

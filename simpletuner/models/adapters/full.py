@@ -109,6 +109,9 @@ class FullWeights:
     def shown(self) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
 
+    def measured(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
 
 def write_transformer(
     transformer: nn.Module, folder: Path, metadata: Mapping[str, str], values: Mapping[str, Tensor] | None = None

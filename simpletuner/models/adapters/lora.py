@@ -146,6 +146,9 @@ class LoraAdapter:
     def shown(self) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
 
+    def measured(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()  # its dropout belongs to the transformer and follows its mode
+
 
 def attach_lora(
     transformer: nn.Module, targets: Sequence[str], settings: AdapterSection, dtype: torch.dtype, seed: int

@@ -239,12 +239,16 @@ class LycorisAdapter:
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
+        with self.measured(), nullcontext() if self._strength == 1.0 else self._scaled(self._strength):
+            yield
+
+    @contextlib.contextmanager
+    def measured(self) -> Iterator[None]:
         # The network is no part of the transformer, whose own `eval` does not switch its dropout off.
         was_training = self._network.training
         self._network.eval()
         try:
-            with nullcontext() if self._strength == 1.0 else self._scaled(self._strength):
-                yield
+            yield
         finally:
             self._network.train(was_training)
 

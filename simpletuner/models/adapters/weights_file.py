@@ -17,6 +17,7 @@ from simpletuner.models.tensor_file import TensorFacts, read_header
 
 ADAPTER_FILE: Final = "pytorch_lora_weights.safetensors"  # the name under which pipelines look for adapters
 TRANSFORMER_FOLDER: Final = "transformer"
+BEST_FOLDER: Final = "best"  # in a run folder: the weights of the lowest evaluation loss
 LYCORIS_SETTINGS: Final = "lycoris_config"  # key of a LyCORIS file's metadata
 # LyCORIS kinds that put another weight in the place of the layer's own.
 REPLACING_KINDS: Final = frozenset({"full"})
