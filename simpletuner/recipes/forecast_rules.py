@@ -26,7 +26,7 @@ ROOMY_SHARE = 0.7  # of the machine's memory; the rest is for the system, the lo
 def check_forecast(
     forecast: Forecast, config: RunConfig, reference: CardForecast | None, machine: Machine
 ) -> Iterator[Problem]:
-    """Findings of the plan rules: disk, memory, shares of validation and evaluation, runs of weeks, passes over the data.
+    """Findings of the plan rules: disk, memory, shares of videos and measuring, runs of weeks, passes over the data.
 
     Args:
         forecast: The forecast.
