@@ -34,7 +34,7 @@ _FORMAT = "simpletuner-shard-1"
 _ALIVE, _GIVEN_UP = b"STR1", b"STR0"
 # Mark, kind, fingerprint, stored bytes, bytes before compression (0 = not compressed), CRC-32 of all that.
 _HEAD = struct.Struct("<4s8s32sQQI")
-_KINDS = {"latents": b"latents\0", "prompt": b"prompt\0\0"}
+_KINDS = {"latents": b"latents\0", "prompt": b"prompt\0\0", "features": b"features"}
 _NAMES = {code: kind for kind, code in _KINDS.items()}
 
 

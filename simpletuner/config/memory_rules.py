@@ -28,12 +28,39 @@ def _streaming(draft: Draft) -> Iterator[Problem]:
             "Set gradient_checkpointing to true",
             draft.place(switch),
         )
+    elif _recomputes_some(draft):
+        yield Problem(
+            f"{told} with only some blocks recomputed",
+            "What is streamed must be recomputed, or the backward pass keeps its weights on the device",
+            "Remove gradient_checkpointing_interval and gradient_checkpointing_blocks",
+            draft.place("gradient_checkpointing_blocks", "gradient_checkpointing_interval"),
+        )
     if draft.values["model_type"] == "full":
         yield Problem(
             f"{told} with model_type = full",
             "Streamed weights only travel one way: what is trained must stay on the device",
             f"Remove {switch}, or train an adapter (model_type lora)",
             draft.place(switch),
+        )
+
+
+def _recomputes_some(draft: Draft) -> bool:
+    return (draft.values["gradient_checkpointing_interval"] or 1) > 1 or (
+        draft.values["gradient_checkpointing_blocks"] is not None
+    )
+
+
+def _recomputing(draft: Draft) -> Iterator[Problem]:
+    if not draft.values["gradient_checkpointing"] and _recomputes_some(draft):
+        yield note(
+            "gradient_checkpointing_interval and gradient_checkpointing_blocks have no effect without "
+            "gradient_checkpointing",
+            where=draft.place("gradient_checkpointing_blocks", "gradient_checkpointing_interval"),
+        )
+    elif None not in (draft.values["gradient_checkpointing_interval"], draft.values["gradient_checkpointing_blocks"]):
+        yield note(
+            "gradient_checkpointing_blocks wins over gradient_checkpointing_interval",
+            where=draft.place("gradient_checkpointing_interval"),
         )
 
 
@@ -55,10 +82,18 @@ def _idle(draft: Draft) -> Iterator[Problem]:
 
 MEMORY_RULES: tuple[Rule, ...] = (
     Rule(
-        ("enable_group_offload", "musubi_blocks_to_swap", "gradient_checkpointing", "model_type"),
+        (
+            "enable_group_offload", "musubi_blocks_to_swap", "gradient_checkpointing",
+            "gradient_checkpointing_interval", "gradient_checkpointing_blocks", "model_type",
+        ),
         _streaming,
         "streamed blocks must be checkpointed and frozen",
     ),
+    Rule(
+        ("gradient_checkpointing", "gradient_checkpointing_interval", "gradient_checkpointing_blocks"),
+        _recomputing,
+        "an interval counts only with checkpointing, and a number wins over it",
+    ),
     Rule(("enable_group_offload", "group_offload_type"), _leaves, "the smallest streamed group is a block"),
     Rule(("enable_group_offload", "musubi_blocks_to_swap"), _idle, "settings of streaming count only with it"),
-)
+)  # fmt: skip

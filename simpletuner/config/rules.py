@@ -15,6 +15,7 @@ from simpletuner.config.draft import Draft, Rule, note, warning
 from simpletuner.config.keeping_rules import KEEPING_RULES
 from simpletuner.config.memory_rules import MEMORY_RULES
 from simpletuner.config.method_rules import METHOD_RULES
+from simpletuner.config.objective_rules import OBJECTIVE_RULES
 from simpletuner.config.reporting_rules import REPORTING_RULES
 from simpletuner.config.sections.validation import ValidationSection, parse_sizes
 from simpletuner.config.table import option_table
@@ -225,6 +226,7 @@ RULES: tuple[Rule, ...] = (
     *KEEPING_RULES,
     *ADAPTER_RULES,
     *MEMORY_RULES,
+    *OBJECTIVE_RULES,
     Rule(("model_family", "model_type"), _model_named, "both must be named"),
     Rule(("model_flavour", "model_family", "pretrained_model_name_or_path"), _flavour_known,
          "the release must be known, and only counts without a path"),

@@ -30,6 +30,8 @@ class Batch:
         ends_step: Whether the optimizer steps after this batch.
         epoch: Epoch the batch belongs to, from 1.
         is_i2v: Whether each sample may be given its first frame; empty means none.
+        features: [B, F, h, w, E] float32, a teacher's features of each latent frame on the grid of the latents, or
+            [B, F, 1, 1, E] one per frame; None where no objective asks for them.
     """
 
     latents: Tensor
@@ -44,12 +46,13 @@ class Batch:
     ends_step: bool
     epoch: int
     is_i2v: tuple[bool, ...] = ()
+    features: Tensor | None = None
 
     @property
     def size_bytes(self) -> int:
         """Memory of its tensors."""
-        tensors = (self.latents, self.prompt_embeds, self.prompt_mask, self.frame_rates)
-        return sum(tensor.nbytes for tensor in tensors)
+        tensors = (self.latents, self.prompt_embeds, self.prompt_mask, self.frame_rates, self.features)
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
         """The same batch on `device`: text in `dtype`, latents untouched in kind (float32 maths)."""
@@ -59,4 +62,5 @@ class Batch:
             prompt_embeds=self.prompt_embeds.to(device, dtype, non_blocking=True),
             prompt_mask=self.prompt_mask.to(device, non_blocking=True),
             frame_rates=self.frame_rates.to(device, non_blocking=True),
+            features=None if self.features is None else self.features.to(device, non_blocking=True),
         )

@@ -56,6 +56,7 @@ class BatchStream:
         seed: int,
         caption_dropout: float,
         prefetch: int = 2,
+        read_features: ReadLatents | None = None,
         process_index: int = 0,
     ) -> None:
         """Prepare a stream; nothing is read before the first batch is asked for.
@@ -68,6 +69,7 @@ class BatchStream:
             seed: Seed of the order and of the captions.
             caption_dropout: Chance in [0, 1] that a draw uses the empty prompt.
             prefetch: Batches prepared ahead in a thread at most; 0 prepares each when it is asked for.
+            read_features: Sample -> a teacher's features [F, h, w, E]; None where no objective asks for them.
             process_index: Which of the processes this one is, from 0.
         """
         if not samples or min(rules.batch_size, rules.accumulation, rules.processes) < 1:
@@ -77,6 +79,7 @@ class BatchStream:
         self._samples = tuple(samples)
         self._read_latents = read_latents
         self._read_prompt = read_prompt
+        self._read_features = read_features
         self._rules = rules
         self._seed = seed
         self._caption_dropout = caption_dropout
@@ -210,6 +213,7 @@ class BatchStream:
             ends_step=plan.ends_step,
             epoch=epoch,
             is_i2v=tuple(sample.is_i2v for sample in samples),
+            features=self._features_of(samples),
         )
         return _pin(batch) if self._pins_memory else batch
 
@@ -218,6 +222,11 @@ class BatchStream:
             return self._read_latents(sample)
         except (OSError, EOFError) as error:
             _refuse_unreadable("latents", sample, error)
+
+    def _features_of(self, samples: Sequence[Sample]) -> Tensor | None:
+        if self._read_features is None:
+            return None
+        return _stack([self._read_features(sample) for sample in samples], "features", samples)
 
     def _prompt_of(self, sample: Sample, caption: str) -> tuple[Tensor, Tensor]:
         try:
@@ -302,4 +311,5 @@ def _pin(batch: Batch) -> Batch:
         prompt_embeds=batch.prompt_embeds.pin_memory(),
         prompt_mask=batch.prompt_mask.pin_memory(),
         frame_rates=batch.frame_rates.pin_memory(),
+        features=None if batch.features is None else batch.features.pin_memory(),
     )

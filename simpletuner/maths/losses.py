@@ -10,14 +10,16 @@ from torch import Tensor
 
 
 def squared_error(
-    prediction: Float[Tensor, "batch ..."], target: Float[Tensor, "batch ..."]
+    prediction: Float[Tensor, "batch ..."],
+    target: Float[Tensor, "batch ..."],
+    weights: Float[Tensor, "batch ..."] | None = None,
 ) -> Float[Tensor, " batch"]:
-    """Mean squared error of each sample over all its other dimensions, float32.
+    """Mean squared error of each sample over all its other dimensions, float32; each square times its weight.
 
     The mean over samples is left to the caller, who knows how a sample is weighted.
     """
-    difference = prediction.float() - target.float()
-    return difference.square().flatten(1).mean(1)
+    squares = (prediction.float() - target.float()).square()
+    return (squares if weights is None else squares * weights).flatten(1).mean(1)
 
 
 def huber(

@@ -100,6 +100,9 @@ class Autoencoder(Protocol):
     def decode(self, latents: Tensor, seed: int = 0) -> Tensor:
         """Normalised latents [B, C, f, h, w] -> pixels [B, 3, F, H, W] float32 in [-1, 1]."""
 
+    def drop_encoder(self) -> None:
+        """Free the memory of the encoder; only `decode` works afterwards."""
+
 
 class PromptEncoder(Protocol):
     """Prompts to text features."""
@@ -159,6 +162,15 @@ class ModelFamily(Protocol):
 
         `first_frame_sigmas` [B] are the levels of the first latent frame where they differ.
         """
+
+    def noise_levels(self, source: Source, steps: int, size: tuple[int, int, int]) -> Tensor:
+        """The falling noise levels [steps + 1] float32 at which the release is sampled, the last one 0.
+
+        `size` is the latent shape (frames, height, width).
+        """
+
+    def hidden_width(self, transformer: nn.Module) -> int:
+        """Width D of the hidden states between its blocks."""
 
     def input_widths(self, transformer: nn.Module) -> tuple[int, int]:
         """Channels of its latents and width of its text features, as this transformer was built."""

@@ -19,7 +19,8 @@ from simpletuner.maths.losses import huber, huber_thresholds, smooth_l1, squared
 from simpletuner.maths.noising import noise_latents, velocity_target
 from simpletuner.maths.sigmas import auto_shift
 from simpletuner.models.family import ModelFamily, Source
-from simpletuner.objectives.first_frame import FirstFrames, GivenFrames
+from simpletuner.objectives.auxiliary import Drawn, on_device
+from simpletuner.objectives.first_frame import FirstFrames
 from simpletuner.objectives.noise_levels import NoiseLevels
 from simpletuner.objectives.terms import LossTerm
 from simpletuner.runtime.random import draw_normal
@@ -49,28 +50,46 @@ class FlowMatching:
         Latents are noised in float32; the family casts them when it calls the transformer. The loss
         is float32: mean over each sample's cells that are not given clean, then over samples.
         """
+        drawn = self.draw(batch, step)
+        return self.judge(
+            drawn, self.predict(transformer, batch, drawn.noised, drawn.device_sigmas, drawn.first_sigmas)
+        )
+
+    def draw(self, batch: Batch, step: int) -> Drawn:
+        """What the model is shown of a batch, and what it shall answer."""
         latents = batch.latents
         sigmas = self.draw_sigmas(batch)
-        noise = _to_device(draw_normal(latents.shape[1:], self._seed, NOISE_STREAM, batch.sample_numbers), latents)
-        device_sigmas = _to_device(sigmas, latents)
+        noise = on_device(draw_normal(latents.shape[1:], self._seed, NOISE_STREAM, batch.sample_numbers), latents)
+        device_sigmas = on_device(sigmas, latents)
         given = self._first_frames.draw(batch, sigmas)
-        first_sigmas = None if given is None else _to_device(given.sigmas, latents)
+        first_sigmas = None if given is None else on_device(given.sigmas, latents)
         shown = self._perturbed(noise, batch, step)
         noised = noise_latents(latents, shown, device_sigmas)
         if first_sigmas is not None:
             noised[:, :, 0] = noise_latents(latents[:, :, 0], shown[:, :, 0], first_sigmas)
-        prediction = self._family.predict(
+        return Drawn(
+            latents, noise, noised, velocity_target(latents, noise), sigmas, device_sigmas, given, first_sigmas
+        )
+
+    def predict(
+        self, transformer: nn.Module, batch: Batch, noised: Tensor, sigmas: Tensor, first_sigmas: Tensor | None
+    ) -> Tensor:
+        """Velocity [B, C, F, H, W] float32 of a batch's clips at these noise levels."""
+        return self._family.predict(
             transformer,
             self._source,
             noised,
-            device_sigmas,
+            sigmas,
             batch.prompt_embeds,
             batch.prompt_mask,
             batch.frame_rates,
             first_frame_sigmas=first_sigmas,
         )
-        per_sample = self._loss_per_sample(prediction, velocity_target(latents, noise), sigmas, given)
-        return (LossTerm("loss", per_sample.mean(), per_sample=per_sample.detach(), sigmas=sigmas),)
+
+    def judge(self, drawn: Drawn, prediction: Tensor) -> tuple[LossTerm, ...]:
+        """How wrong an answer is."""
+        per_sample = self._loss_per_sample(prediction, drawn)
+        return (LossTerm("loss", per_sample.mean(), per_sample=per_sample.detach(), sigmas=drawn.sigmas),)
 
     def draw_sigmas(self, batch: Batch) -> Tensor:
         """Noise levels [B] of the batch's samples, float32 on the CPU, shifted as configured."""
@@ -82,20 +101,23 @@ class FlowMatching:
             return auto_shift(num_tokens)
         return self._settings.flow_schedule_shift or 1.0
 
-    def _loss_per_sample(self, prediction: Tensor, target: Tensor, sigmas: Tensor, given: GivenFrames | None) -> Tensor:
+    def _loss_per_sample(self, prediction: Tensor, drawn: Drawn) -> Tensor:
         """Loss of each sample [B]: the mean over the cells that it has to predict, all but a clean first frame."""
-        whole = self._distance(prediction, target, sigmas)
+        target, given = drawn.target, drawn.given
+        weights = None if drawn.weigh is None else drawn.weigh(prediction)
+        whole = self._distance(prediction, target, drawn.sigmas, weights)
         if given is None or not given.clean.any():
             return whole
-        rest = self._distance(prediction[:, :, 1:], target[:, :, 1:], sigmas)
-        return torch.where(_to_device(given.clean, rest), rest, whole)
+        later = None if weights is None else weights[:, :, 1:]
+        rest = self._distance(prediction[:, :, 1:], target[:, :, 1:], drawn.sigmas, later)
+        return torch.where(on_device(given.clean, rest), rest, whole)
 
-    def _distance(self, prediction: Tensor, target: Tensor, sigmas: Tensor) -> Tensor:
-        """Loss of each sample [B] by the configured kind."""
+    def _distance(self, prediction: Tensor, target: Tensor, sigmas: Tensor, weights: Tensor | None) -> Tensor:
+        """Loss of each sample [B] by the configured kind; weights apply to the squared error alone."""
         if self._settings.loss_type == "l2":
-            return squared_error(prediction, target)
+            return squared_error(prediction, target, weights)
         thresholds = huber_thresholds(sigmas, self._settings.huber_c, self._settings.huber_schedule)
-        return _ROUNDED[self._settings.loss_type](prediction, target, _to_device(thresholds, target))
+        return _ROUNDED[self._settings.loss_type](prediction, target, on_device(thresholds, target))
 
     def _perturbed(self, noise: Tensor, batch: Batch, step: int) -> Tensor:
         """The noise that the model is shown: with `input_perturbation` more than it has to predict.
@@ -108,7 +130,7 @@ class FlowMatching:
         if not share:
             return noise
         extra = draw_normal(noise.shape[1:], self._seed, PERTURBATION_STREAM, batch.sample_numbers)
-        return torch.add(noise, _to_device(extra, noise), alpha=share)
+        return torch.add(noise, on_device(extra, noise), alpha=share)
 
 
 def loss_at(
@@ -130,10 +152,3 @@ def loss_at(
         transformer, source, noised, sigmas, batch.prompt_embeds, batch.prompt_mask, batch.frame_rates
     )
     return squared_error(prediction, velocity_target(latents, noise.expand_as(latents)))
-
-
-def _to_device(values: Tensor, like: Tensor) -> Tensor:
-    """Copy CPU values beside `like` without making the host wait for the device."""
-    if like.device.type == "cuda":
-        values = values.pin_memory()
-    return values.to(like.device, non_blocking=True)

@@ -20,6 +20,7 @@ class LossTerm:
         weight: Factor in the total loss.
         per_sample: [B] float32, detached, on the computing device; None if the term has no such part.
         sigmas: [B] float32 noise levels, on the CPU so that reading them never waits; None likewise.
+        is_reported_only: Whether it is a figure to be told, no part of the loss; `value` then carries no gradient.
     """
 
     name: str
@@ -27,6 +28,7 @@ class LossTerm:
     weight: float = 1.0
     per_sample: Tensor | None = None
     sigmas: Tensor | None = None
+    is_reported_only: bool = False
 
 
 def band_means(sigmas: Iterable[float], losses: Iterable[float], bands: int = SIGMA_BANDS) -> dict[str, float]:

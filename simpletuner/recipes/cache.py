@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from simpletuner.caching.features import KIND as FEATURES
 from simpletuner.caching.latents import KIND as LATENTS
 from simpletuner.caching.latents import find_work
 from simpletuner.caching.prompts import KIND as PROMPT
@@ -28,10 +29,16 @@ from simpletuner.models.family import ModelFamily
 from simpletuner.recipes.encode import fill_caches, latent_settings, prompt_settings, texts_of
 from simpletuner.recipes.plan import RunPlan, cache_folders
 from simpletuner.recipes.survey import survey_data
+from simpletuner.recipes.teaching import feature_keys, prepare_teaching
 from simpletuner.runtime.host import find_host
 from simpletuner.runtime.signals import listen_to_signals
 
 TEXTS = "captions and prompts"
+
+
+def feature_store(dataset: str) -> str:
+    """What the teacher's features of a data set are called in reports."""
+    return f"{dataset} (features)"
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,9 @@ def build_caches(config: RunConfig, emit: Callable[[Event], None]) -> bool:
         plan = open_cache_plan(config, emit, writes=True)
         for note in plan.found.notes:
             emit(Noticed("note", note))
-        latents, _ = fill_caches(config, plan, find_host(), emit, all_now=True)
+        host = find_host()
+        latents, _ = fill_caches(config, plan, host, emit, all_now=True)
+        prepare_teaching(config, plan, host, latents, emit)
         return not latents.left_out
 
 
@@ -105,6 +114,7 @@ def report_caches(config: RunConfig, emit: Callable[[Event], None], *, verify: b
     plan = open_cache_plan(config, emit, writes=False)
     wanted = wanted_entries(config, plan)
     folders = {TEXTS: plan.prompt_folder, **plan.latent_folders}
+    folders |= {feature_store(name): folder for name, folder in plan.latent_folders.items()}
     reader = EntryReader(dict.fromkeys(folders.values()))
     stale = _count_stale(reader, wanted, folders)
     emit(StageStarted("cache", "Verifying entries" if verify else "Looking at entries", len(wanted), "stores"))
@@ -135,7 +145,7 @@ def _count_stale(
 ) -> dict[str, tuple[int, int]]:
     """Name of the store -> number and bytes of entries that nothing wants; each counts where it lies deepest."""
     counted = dict.fromkeys(folders, (0, 0))
-    for kind in (LATENTS, PROMPT):
+    for kind in (LATENTS, PROMPT, FEATURES):
         names = [name for other, name in wanted if other == kind]
         keys = [key for (other, _), entries in wanted.items() if other == kind for key in entries]
         for place, size in reader.unwanted(keys, kind):
@@ -151,7 +161,7 @@ def _count_stale(
 def find_cache_waste(config: RunConfig, emit: Callable[[Event], None]) -> Waste:
     """What `prune_caches` would remove: entries that this configuration does not want, and damaged ones."""
     plan = open_cache_plan(config, emit, writes=False)
-    keys: dict[str, list[Key]] = {LATENTS: [], PROMPT: []}
+    keys: dict[str, list[Key]] = {LATENTS: [], PROMPT: [], FEATURES: []}
     for (kind, _), entries in wanted_entries(config, plan).items():
         keys[kind] += entries
     return find_waste(keys, cache_folders(config), workers=config.caching.max_workers)
@@ -203,8 +213,11 @@ def open_cache_plan(config: RunConfig, emit: Callable[[Event], None], *, writes:
 def wanted_entries(config: RunConfig, plan: RunPlan) -> dict[tuple[str, str], list[Key]]:
     """(kind, name of the store) -> the entries that training needs there."""
     wanted: dict[tuple[str, str], list[Key]] = {(LATENTS, entry.id): [] for entry in config.all_datasets}
-    settings = latent_settings(config, plan, find_host().device)
+    device = find_host().device
+    settings = latent_settings(config, plan, device)
     for item in find_work(plan.all_samples, plan.latent_folders, settings).values():
         wanted[LATENTS, item.sample.dataset].append(item.key)
+    for name, keys in feature_keys(config, plan, device).items():
+        wanted[FEATURES, feature_store(name)] = keys
     wanted[PROMPT, TEXTS] = list(find_keys(texts_of(config, plan), prompt_settings(config, plan)).values())
     return wanted

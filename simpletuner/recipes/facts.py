@@ -18,6 +18,9 @@ def run_facts(config: RunConfig, plan: RunPlan) -> dict[str, Any]:
         "gradient_accumulation_steps": config.schedule.gradient_accumulation_steps,
         "caption_dropout_probability": config.data.caption_dropout_probability,
         **config.flow.model_dump(mode="json"),
+        **(config.crepa.model_dump(mode="json") if config.crepa.crepa_enabled else {}),
+        **(config.rollout.model_dump(mode="json") if config.rollout.scheduled_sampling_max_step_offset else {}),
+        "temporal_difference_weight": config.auxiliary.temporal_difference_weight,
     }
 
 

@@ -236,7 +236,7 @@ def find_trained_part(config: RunConfig, cost: ModelCost) -> TrainedPart:
         weight_bytes=weight_bytes,
         parameter_bytes=2 if optimizer.parameter_dtype == "bf16" else 4,
         state_bytes=optimizer.state_bytes,
-        checkpointing=1.0 if config.memory.gradient_checkpointing else 0.0,
+        checkpointing=config.memory.blocks_recomputed(cost.blocks[0]) / cost.blocks[0],
         base_bytes=STORED_BYTES.get(stored),
     )
 
@@ -298,6 +298,8 @@ class _Desk:
         for line in self._data.buckets:
             clip = self._cost.train_clip(line.tokens, self._text_tokens, self._trained)
             work = clip.times(line.draws / line.batches, launches=1)
+            again = self._cost.forward(line.tokens, self._text_tokens).times(line.draws / line.batches, launches=1)
+            work += again.times(self._config.rollout.extra_forwards)
             seconds = self._seconds(work, card, self._trained.weight_bytes)
             epoch += line.batches * self._streaming.seconds(seconds, 2, card)  # forward, and again going backward
         batches = float(self._config.schedule.gradient_accumulation_steps)

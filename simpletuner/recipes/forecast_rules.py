@@ -37,6 +37,7 @@ def check_forecast(
     yield from check_disk(forecast.disk)
     yield from _passes(forecast, config)
     yield from _waiting(forecast, config, machine)
+    yield from _aligned_blocks(forecast, config)
     if reference is not None:
         yield from _duration(forecast, config, reference)
         yield from _share(forecast, config, reference)
@@ -123,6 +124,21 @@ def _waiting(forecast: Forecast, config: RunConfig, machine: Machine) -> Iterato
         _place(config, "enable_group_offload"),
         Severity.WARNING,
     )
+
+
+def _aligned_blocks(forecast: Forecast, config: RunConfig) -> Iterator[Problem]:
+    if not config.crepa.crepa_enabled:
+        return
+    count = forecast.cost.blocks[0]
+    for option in ("crepa_block_index", "crepa_teacher_block_index"):
+        number = config.crepa.model_dump()[option]
+        if number is not None and number >= count:
+            yield Problem(
+                f"{option} = {number}, but {forecast.cost.name} has {count} blocks",
+                f"Blocks are counted from 0, so the last one is {count - 1}",
+                f"Set {option} to at most {count - 1}",
+                _place(config, option),
+            )
 
 
 def _passes(forecast: Forecast, config: RunConfig) -> Iterator[Problem]:

@@ -7,7 +7,6 @@ from typing import Final, Literal
 
 from simpletuner.core.errors import ExitCode, UserError
 from simpletuner.events.types import Noticed, StageFinished, StageStarted, StepFinished, StepSkipped, TrainingBegan
-from simpletuner.objectives.flow_matching import FlowMatching
 from simpletuner.recipes.calendar import Calendar
 from simpletuner.recipes.evaluating import Evaluations
 from simpletuner.recipes.recovery import Recovery, too_many_skipped
@@ -17,7 +16,6 @@ from simpletuner.recipes.session import Session
 from simpletuner.recipes.showing import generate_base_videos, has_videos, shown_weights, validate_trained
 from simpletuner.runtime.signals import Requests
 from simpletuner.training.fit import fit_on
-from simpletuner.training.step import Objective
 
 WORTH_TELLING: Final = 0.01  # share of the time spent waiting for data that is told
 
@@ -40,10 +38,9 @@ def run_session(session: Session, requests: Requests) -> Outcome:
     requests.patient = True
     run.emit(training_began(session))
     run.emit(StageStarted("train", "Training", state.total_steps, "steps", state.step))
-    objective = FlowMatching(session.plan.family, session.plan.source, config.flow, config.schedule.seed)
     recovery = Recovery(session)
     with open_archive(session, requests) as archive:
-        while reason := train_on(session, objective, archive, evaluations, requests):
+        while reason := train_on(session, archive, evaluations, requests):
             recovery.go_back(reason)
             evaluations.look_back()
         seconds = time.monotonic() - started
@@ -68,9 +65,7 @@ def training_began(session: Session) -> TrainingBegan:
     )
 
 
-def train_on(
-    session: Session, objective: Objective, archive: Archive, evaluations: Evaluations, requests: Requests
-) -> str:
+def train_on(session: Session, archive: Archive, evaluations: Evaluations, requests: Requests) -> str:
     """Train to the end of the run, until somebody asks to stop, or until patience with the evaluation loss ends.
 
     Returns:
@@ -87,7 +82,7 @@ def train_on(
     def stop() -> bool:
         return requests() or evaluations.stops
 
-    for done in fit_on(session.state, objective, stop=stop, settles=settles):
+    for done in fit_on(session.state, session.objective, stop=stop, settles=settles):
         session.run.emit(done)
         evaluations.note_step(done)
         try:

@@ -22,6 +22,7 @@ from simpletuner.data.sample import Sample
 from simpletuner.data.storage import Storage
 from simpletuner.events.types import Event
 from simpletuner.models.family import ModelFamily, Source
+from simpletuner.models.vision_teacher import find_teacher
 from simpletuner.recipes.survey import survey_data
 from simpletuner.training.checkpoint import find_checkpoint, refuse_mixed_runs
 
@@ -76,6 +77,8 @@ def plan_run(config: RunConfig, emit: Callable[[Event], None]) -> RunPlan:
     for folder in cache_folders(config):
         _collect(problems, partial(ensure_writable, folder, "cache folder"))
     survey = _collect(problems, lambda: survey_data(config, emit))
+    if config.crepa.needs_encoder:
+        _collect(problems, lambda: find_teacher(config.crepa.crepa_encoder))
     if problems:
         raise UserError.of(problems)
     assert source is not None

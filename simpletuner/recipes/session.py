@@ -15,6 +15,7 @@ from simpletuner.recipes.plan import RunPlan
 from simpletuner.runtime.host import Host
 from simpletuner.training.build import Trainable
 from simpletuner.training.state import TrainState
+from simpletuner.training.step import Objective
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Session:
     trainable: Trainable
     state: TrainState
     batches: BatchStream
+    objective: Objective
 
     @property
     def folder(self) -> Path:

@@ -26,12 +26,14 @@ from simpletuner.recipes.bad_files import keep_damaged
 from simpletuner.recipes.encode import AutoencoderShelf, fill_caches
 from simpletuner.recipes.facts import early_facts, run_facts
 from simpletuner.recipes.loop import Outcome, run_session
+from simpletuner.recipes.objective import build_objective
 from simpletuner.recipes.plan import RunPlan, plan_run
 from simpletuner.recipes.run_length import total_steps
 from simpletuner.recipes.saving import read_best, weights_path
 from simpletuner.recipes.session import Session
 from simpletuner.recipes.story import tell_plan, tell_training
 from simpletuner.recipes.survey import batch_rules, check_sizes
+from simpletuner.recipes.teaching import prepare_teaching
 from simpletuner.runtime.host import Host, find_host
 from simpletuner.runtime.lock import hold_folder
 from simpletuner.runtime.signals import listen_to_signals
@@ -116,6 +118,7 @@ def begin_session(
     latents, prompts = caches
     samples = check_sizes(tuple(sample for sample in plan.samples if latents.holds(sample)), config)
     draw_contact_sheet(samples, plan.storages, run.folder / "contact_sheet.png")
+    teaching = prepare_teaching(config, plan, host, latents, run.emit)
     batches = BatchStream(
         samples,
         latents.read,
@@ -124,19 +127,21 @@ def begin_session(
         seed=config.schedule.seed,
         caption_dropout=config.data.caption_dropout_probability,
         prefetch=config.data.dataloader_prefetch_qlen if config.data.dataloader_prefetch else 0,
+        read_features=teaching.cache.read if teaching.cache else None,
     )
     steps = total_steps(config.schedule, batches.steps_per_epoch)
     trainable = build_trainable(plan.family, plan.source, config, host.device, str(run.folder.resolve()))
     if config.precision.base_model_precision != "no_change":
         refuse_deaf_layers(trainable, plan.family, plan.source, config.precision.base_model_precision)
-    state = TrainState.begin(trainable, batches, config, steps)
+    objective, companions = build_objective(config, plan, trainable, teaching, steps)
+    state = TrainState.begin(trainable, batches, config, steps, companions)
     if plan.checkpoint is not None:
         for sentence in restore(state, plan.checkpoint, run_facts(config, plan)):
             run.emit(Noticed("note", sentence))
     if warning := state.learning_rate.warning():
         run.emit(Noticed("warning", warning))
     tell_training(config, samples, caches, state, batches, run.emit)
-    return Session(config, plan, host, run, latents, prompts, autoencoders, trainable, state, batches)
+    return Session(config, plan, host, run, latents, prompts, autoencoders, trainable, state, batches, objective)
 
 
 def _next_words(session: Session, outcome: Outcome, advice: str) -> str:

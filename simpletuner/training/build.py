@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from simpletuner.models.family import ModelFamily, Source
 from simpletuner.models.precision.quantize import quantize_blocks
 from simpletuner.runtime.streaming import BlockStreamer
 from simpletuner.training.offload import clear_scratch, scratch_folder, stream_blocks
+from simpletuner.training.recompute import RecomputeDial
 
 _WEIGHT_DTYPES: Final = {"no": torch.float32, "bf16": torch.bfloat16}
 _PARAMETER_DTYPES: Final = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -53,10 +54,6 @@ class BuildSettings(Protocol):
     def schedule(self) -> ScheduleSection: ...
 
 
-class _Checkpointing(Protocol):
-    def enable_gradient_checkpointing(self) -> None: ...
-
-
 @dataclass(frozen=True)
 class Trainable:
     """A frozen transformer with an adapter that is trained, or a transformer that is trained itself.
@@ -71,6 +68,7 @@ class Trainable:
         draws_dropout: Whether the forward pass draws from torch's global generator.
         facts: What a checkpoint compares: rank, alpha, targets, number format.
         skips_layers: Whether a forward pass may leave out whole layers of the adapter, which then get no gradient.
+        dial: How many blocks compute their activations again; None where nothing is trained.
         streamer: Brings blocks to the device that do not stay there; None when all stay.
         scratch: Where their weights lie on disk, if they do.
     """
@@ -84,6 +82,7 @@ class Trainable:
     draws_dropout: bool
     facts: Mapping[str, Any]
     skips_layers: bool = False
+    dial: RecomputeDial | None = None
     streamer: BlockStreamer | None = None
     scratch: Path | None = None
 
@@ -155,8 +154,8 @@ def build_trainable(
     is_full = config.model.model_type == "full"
     build = ADAPTERS.load("full" if is_full else adapter.lora_type)
     attached: Adapter = build(transformer, family, adapter, config.lycoris, parameter_dtype, config.schedule.seed)
-    if config.memory.gradient_checkpointing:
-        cast(_Checkpointing, transformer).enable_gradient_checkpointing()
+    blocks = list(transformer.get_submodule(family.block_list))  # type: ignore[call-overload]
+    dial = RecomputeDial(transformer, blocks, config.memory.blocks_recomputed(len(blocks)))
     transformer.train()
     streamer = None
     if config.memory.streams_blocks:
@@ -175,6 +174,7 @@ def build_trainable(
             "base_model_precision": config.precision.base_model_precision,
         },
         skips_layers=not is_full and config.lycoris is not None and config.lycoris.skips_layers,
+        dial=dial,
         streamer=streamer,
         scratch=scratch_folder(config.memory, scratch),
     )

@@ -24,6 +24,7 @@ from simpletuner.training.manifest import BrokenCheckpointError, verify_manifest
 from simpletuner.training.optimizer_state import join_state
 from simpletuner.training.snapshot import (
     AVERAGE_NAME,
+    COMPANIONS_NAME,
     OPTIMIZER_NAME,
     PARAMETERS_NAME,
     STATE_NAME,
@@ -197,7 +198,10 @@ def restore(state: TrainState, checkpoint: Path, facts: Mapping[str, Any]) -> tu
     state.step = document["step"]
     state.skipped_steps = list(document.get("skipped_steps", []))
     state.rollbacks = document.get("rollbacks", 0)
-    return (*notices, *carried_over, *_restore_average(state, checkpoint, document))
+    return (
+        *notices, *carried_over, *_restore_average(state, checkpoint, document),
+        *_restore_companions(state, checkpoint),
+    )  # fmt: skip
 
 
 def _needed_files(checkpoint: Path) -> tuple[str, ...]:
@@ -232,6 +236,16 @@ def _restore_average(state: TrainState, checkpoint: Path, document: Mapping[str,
         )
         return (f"'{checkpoint.name}' holds no running average: it begins with the weights of the checkpoint",)
     state.average.load_tensors(load_file(checkpoint / AVERAGE_NAME), updates)
+    return ()
+
+
+def _restore_companions(state: TrainState, checkpoint: Path) -> tuple[str, ...]:
+    path = checkpoint / COMPANIONS_NAME
+    if state.companions is None:
+        return ("what an objective trained beside the model is not continued: it is off now",) if path.exists() else ()
+    if not path.exists():
+        return (f"'{checkpoint.name}' holds nothing of the objective that was switched on since: it begins anew",)
+    state.companions.load_tensors(load_file(path))
     return ()
 
 

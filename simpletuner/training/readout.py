@@ -105,7 +105,14 @@ class StepNumbers:
         for term in terms:
             sigmas = () if term.sigmas is None else tuple(term.sigmas.tolist())
             self.parts.append(
-                TermPart(term.name, term.weight, batch.share, batch.sample_names, sigmas, term.per_sample is not None)
+                TermPart(
+                    term.name,
+                    0.0 if term.is_reported_only else term.weight,
+                    batch.share,
+                    batch.sample_names,
+                    sigmas,
+                    term.per_sample is not None,
+                )
             )
             self.scalars.append(term.value.detach().reshape(1))
             if term.per_sample is not None:

@@ -30,6 +30,7 @@ OPTIMIZER_NAME: Final = "optimizer.safetensors"
 STATE_NAME: Final = "training_state.json"
 PARAMETERS_NAME: Final = "parameters.safetensors"
 AVERAGE_NAME: Final = "ema.safetensors"
+COMPANIONS_NAME: Final = "companions.safetensors"
 AVERAGE_FOLDER: Final = "ema"  # the averaged weights as a file that pipelines load
 STATE_VERSION: Final = 1
 
@@ -44,6 +45,7 @@ class Snapshot:
         weights: The trained tensors by name, in their own number format.
         moments: The optimizer's tensors by name.
         averages: Averaged weights by name, float32; None without `use_ema`.
+        companions: What objectives train beside the model, by name; None where they train nothing.
         document: Everything that is no tensor, ready for JSON.
         copies: Says when the tensors have landed.
     """
@@ -53,6 +55,7 @@ class Snapshot:
     weights: Mapping[str, Tensor]
     moments: Mapping[str, Tensor]
     averages: Mapping[str, Tensor] | None
+    companions: Mapping[str, Tensor] | None
     document: Mapping[str, Any]
     copies: HostCopies
 
@@ -90,6 +93,7 @@ def take_snapshot(state: TrainState, facts: Mapping[str, Any], *, is_rolling: bo
         weights={name: copies.take(parameter) for name, parameter in state.trainable.parameters.items()},
         moments=moments,
         averages=None if state.average is None else state.average.tensors(copies.take),
+        companions=None if state.companions is None else state.companions.tensors(copies.take),
         document={
             "version": STATE_VERSION,
             "step": state.step,
@@ -113,7 +117,9 @@ def write_snapshot(snapshot: Snapshot, folder: Path) -> Path:
             forbidden (exit code 6). Earlier checkpoints stay.
     """
     snapshot.copies.wait()
-    broken = find_broken({**snapshot.weights, **snapshot.moments, **(snapshot.averages or {})})
+    broken = find_broken(
+        {**snapshot.weights, **snapshot.moments, **(snapshot.averages or {}), **(snapshot.companions or {})}
+    )
     if broken:
         raise _refusal(snapshot.step, f"'{broken}' holds values that are no finite numbers")
     trainable, metadata = snapshot.trainable, {"global_step": str(snapshot.step)}
@@ -126,6 +132,8 @@ def write_snapshot(snapshot: Snapshot, folder: Path) -> Path:
         if snapshot.averages is not None:
             _write_tensors(staging / AVERAGE_NAME, snapshot.averages)
             write_average(trainable, snapshot.averages, staging, metadata)
+        if snapshot.companions is not None:
+            _write_tensors(staging / COMPANIONS_NAME, snapshot.companions)
         (staging / STATE_NAME).write_text(json.dumps(snapshot.document, indent=2) + "\n", encoding="utf-8")
         write_manifest(staging, snapshot.step)
     return path

@@ -23,6 +23,7 @@ from simpletuner.core.errors import UserError
 from simpletuner.data.batch import Batch
 from simpletuner.training.average import WeightAverage
 from simpletuner.training.build import Trainable
+from simpletuner.training.companions import Companions
 from simpletuner.training.gradient_sums import GradientSums
 from simpletuner.training.learning_rate import LearningRate
 
@@ -63,6 +64,7 @@ class TrainState:
         step: Optimizer steps done.
         broken: Set when loss or gradients stopped being numbers and ended the run; such a state is never saved.
         average: Running average of the trained weights, None without `use_ema`.
+        companions: What objectives train beside the model; None where they train nothing.
         sums: Where gradients add up in float32; None where they can do so in the parameters.
         skipped_steps: Numbers of the steps that were passed over because they were broken.
         rollbacks: How often the run went back to a checkpoint.
@@ -78,6 +80,7 @@ class TrainState:
     step: int = 0
     broken: bool = False
     average: WeightAverage | None = None
+    companions: Companions | None = None
     sums: GradientSums | None = None
     skipped_steps: list[int] = field(default_factory=list)
     rollbacks: int = 0
@@ -89,6 +92,7 @@ class TrainState:
         batches: BatchSource,
         config: StateSettings,
         total_steps: int,
+        companions: Companions | None = None,
     ) -> TrainState:
         """The state before the first of `total_steps` optimizer steps.
 
@@ -106,6 +110,7 @@ class TrainState:
             seed=config.schedule.seed,
             total_steps=total_steps,
             average=_build_average(trainable, config.average),
+            companions=companions,
             sums=GradientSums(trainable.parameters.values()) if adds_up else None,
         )
 

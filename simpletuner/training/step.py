@@ -90,7 +90,7 @@ def run_micro_step(state: TrainState, objective: Objective, batch: Batch, number
         torch.manual_seed(stream_seed(state.seed, DROPOUT_STREAM, batch.sample_numbers[0]))
     terms = objective(state.trainable.transformer, batch, numbers.step)
     numbers.add(batch, terms)
-    torch.autograd.backward([term.value * (term.weight * batch.share) for term in terms])
+    torch.autograd.backward([term.value * (term.weight * batch.share) for term in terms if not term.is_reported_only])
 
 
 def refuse_broken_step(state: TrainState, pending: PendingStep) -> None:
@@ -109,12 +109,16 @@ def _update(state: TrainState) -> None:
     if state.sums is not None:
         state.sums.hand_over(state.optimizer)
     state.optimizer.step()
+    if state.companions is not None:
+        state.companions.step()
 
 
 def _update_unless_broken(state: TrainState, pending: PendingStep, gradients: Sequence[Tensor]) -> None:
     """Update if the numbers are finite; the device knows, the host does not wait for it."""
     assert pending.at_source is not None
     broken = ~torch.isfinite(pending.at_source).all()
+    if state.companions is not None:
+        state.companions.mask_gradients(broken)
     facts = vars(state.optimizer)
     if facts.get(_SKIPS_BY_ITSELF, False):
         facts["found_inf"] = broken.float()
@@ -130,6 +134,8 @@ def _drop_gradients(state: TrainState) -> None:
     state.optimizer.zero_grad(set_to_none=True)
     if state.sums is not None:
         state.sums.clear()
+    if state.companions is not None:
+        state.companions.drop_gradients()
 
 
 def _gradients(state: TrainState) -> list[Tensor]:

@@ -58,7 +58,7 @@ PROJECTS: dict[str, dict[str, Any]] = {
     "shift twice": {"options": {"flow_schedule_auto_shift": True, "flow_schedule_shift": 3}},
     "two kinds of offload": {"options": {"enable_group_offload": True, "enable_model_cpu_offload": True}},
     "masked loss": {"options": {"masked_loss_probability": 0.5}},
-    "interval of checkpointing": {"options": {"gradient_checkpointing_interval": 4}},
+    "interval of checkpointing": {"options": {"gradient_checkpointing_segment_stride": 4}},
     "deletion": {"options": {"delete_problematic_images": "true"}},
     "odd video size": {"options": {"validation_resolution": "720x400", "validation_num_video_frames": 125}},
     "no video size": {"options": {"validation_resolution": "big"}},

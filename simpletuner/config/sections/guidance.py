@@ -6,64 +6,77 @@ from typing import Any, Literal
 
 from simpletuner.config.option import Section, option
 
-CREPA = "cross-frame alignment (CREPA)"
-ROLLOUT = "scheduled sampling (roll-out)"
+SELF_FLOW = "self-flow: two noise levels within one frame, which LTX-Video's call has no place for yet"
 AUXILIARY = "this auxiliary loss"
 
 
 class CrepaSection(Section):
     crepa_enabled: bool = option(
         False, "Align hidden states with vision features of neighbouring frames.", "使隐藏状态与相邻帧的视觉特征对齐。",
-        guide=True, planned=CREPA,
+        guide=True,
     )  # fmt: skip
     crepa_block_index: int = option(
         8, "Transformer block that is aligned, from 0.", "被对齐的 transformer 块序号，从 0 开始。", ge=0, guide=True,
-        planned=CREPA,
     )  # fmt: skip
-    crepa_lambda: float = option(0.5, "Weight of the term.", "该项的权重。", ge=0, guide=True, planned=CREPA)
+    crepa_lambda: float = option(0.5, "Weight of the term.", "该项的权重。", ge=0, guide=True)
     crepa_adjacent_distance: int = option(
-        1, "Distance to the neighbouring frames.", "与相邻帧的距离。", ge=0, unit="frames", guide=True, planned=CREPA
+        1, "Distance to the neighbouring frames.", "与相邻帧的距离。", ge=0, unit="frames", guide=True
     )
     crepa_adjacent_tau: float = option(
         1.0, "How slowly a neighbour's weight fades with distance.", "邻帧权重随距离衰减的快慢。", gt=0, guide=True,
-        planned=CREPA,
     )  # fmt: skip
     crepa_cumulative_neighbors: bool = option(
-        False, "Use all distances up to the given one.", "使用不超过该距离的所有邻帧。", level="advanced", planned=CREPA
+        False, "Use all distances up to the given one.", "使用不超过该距离的所有邻帧。", level="advanced"
     )
     crepa_encoder: str = option(
-        "dinov2_vitg14", "Vision encoder.", "视觉编码器。", aliases=("crepa_model",), guide=True, planned=CREPA
+        "dinov2_vitg14", "Vision encoder.", "视觉编码器。", aliases=("crepa_model",), guide=True
     )
     crepa_encoder_image_size: int = option(
-        518, "Picture size the encoder sees.", "视觉编码器的输入尺寸。", ge=64, unit="px", guide=True, planned=CREPA
+        518, "Picture size the encoder sees.", "视觉编码器的输入尺寸。", ge=64, unit="px", guide=True
     )
     crepa_drop_vae_encoder: bool = option(
-        False, "Free the encoder half of the autoencoder.", "释放自编码器的编码部分。", guide=True, planned=CREPA
-    )
+        False, "Free the encoder half of the autoencoder.", "释放自编码器的编码部分。", guide=True,
+        accepted_note="the copy of the autoencoder that decodes for CREPA never keeps its encoder, and with "
+        "crepa_cache_features there is none while training",
+    )  # fmt: skip
     crepa_encoder_frames_batch_size: int = option(
-        -1, "Frames per encoder call; -1 means all.", "每次编码的帧数；-1 表示全部。", level="expert", planned=CREPA
+        -1, "Frames per encoder call; -1 means all.", "每次编码的帧数；-1 表示全部。", level="expert"
     )
-    crepa_use_tae: bool = option(False, "Decode with a tiny autoencoder.", "用小型自编码器解码。", level="expert",
-                                 planned=CREPA)  # fmt: skip
+    crepa_use_tae: bool = option(
+        False, "Decode with a tiny autoencoder.", "用小型自编码器解码。", level="expert",
+        refused="features are made once and cached, so a smaller decoder would save nothing that is paid per step",
+    )  # fmt: skip
+    crepa_cache_features: bool = option(
+        True,
+        "Make the vision features once, in the caching stage; then neither encoder nor autoencoder is in memory while "
+        "training. Off: decode and encode at every step.",
+        "在缓存阶段一次性生成视觉特征，训练时内存中既无视觉编码器也无自编码器。关闭：每步都解码并编码。",
+    )
+    crepa_projector_learning_rate: float = option(
+        1e-4, "Learning rate of the projector, which has an AdamW of its own.",
+        "投影器的学习率，它使用自己的 AdamW。", gt=0, level="advanced",
+    )  # fmt: skip
     crepa_spatial_align: bool = option(
-        True, "Compare patch by patch instead of pooled.", "逐块比较而不是池化。", level="expert", planned=CREPA
+        True, "Compare patch by patch instead of pooled.", "逐块比较而不是池化。", level="expert"
     )
-    crepa_normalize_by_frames: bool = option(
-        True, "Average over frames.", "对帧取平均。", level="expert", planned=CREPA
-    )
+    crepa_normalize_by_frames: bool = option(True, "Average over frames.", "对帧取平均。", level="expert")
     crepa_normalize_neighbour_sum: bool = option(
-        False, "Divide by the sum of neighbour weights.", "除以邻帧权重之和。", level="expert", planned=CREPA
+        False, "Divide by the sum of neighbour weights.", "除以邻帧权重之和。", level="expert"
     )
     crepa_feature_source: Literal["encoder", "backbone", "self_flow"] = option(
-        "encoder", "Where the reference features come from.", "参考特征的来源。", level="expert", planned=CREPA
+        "encoder",
+        "Where the reference features come from: a vision encoder, or a later block of the model itself.",
+        "参考特征的来源：视觉编码器，或模型自身更靠后的块。",
+        level="expert",
+        planned_values={"self_flow": SELF_FLOW},
     )
     crepa_use_backbone_features: bool = option(
         False, "Old form of `crepa_feature_source: backbone`.", "`crepa_feature_source: backbone` 的旧写法。",
-        level="expert", planned=CREPA,
+        level="expert",
     )  # fmt: skip
     crepa_self_flow: bool = option(
         False, "Old form of `crepa_feature_source: self_flow`.", "`crepa_feature_source: self_flow` 的旧写法。",
-        level="expert", planned=CREPA,
+        level="expert", planned=SELF_FLOW,
     )  # fmt: skip
     crepa_self_flow_mask_ratio: float = option(
         0.1,
@@ -72,7 +85,7 @@ class CrepaSection(Section):
         ge=0,
         le=0.5,
         level="expert",
-        planned=CREPA,
+        planned=SELF_FLOW,
     )
     crepa_teacher_block_index: int | None = option(
         None,
@@ -80,25 +93,23 @@ class CrepaSection(Section):
         "使用骨干特征时的教师块。",
         ge=0,
         level="expert",
-        planned=CREPA,
     )
     crepa_scheduler: Literal["constant", "linear", "cosine", "polynomial"] = option(
-        "constant", "Course of the term's weight.", "权重的变化曲线。", level="advanced", planned=CREPA
+        "constant", "Course of the term's weight.", "权重的变化曲线。", level="advanced"
     )
     crepa_warmup_steps: int = option(
         0, "Steps over which the term is faded in.", "该项逐步加入的步数。", ge=0, unit="steps", level="advanced",
-        planned=CREPA,
     )  # fmt: skip
     crepa_decay_steps: int = option(
         0, "Steps over which the term fades; 0 means the whole run.",
         "该项衰减的步数；0 表示整个训练。", ge=0, unit="steps",
-        level="advanced", planned=CREPA,
+        level="advanced",
     )  # fmt: skip
-    crepa_lambda_end: float = option(0.0, "Weight at the end.", "结束时的权重。", ge=0, level="advanced", planned=CREPA)
-    crepa_power: float = option(1.0, "Exponent of that course.", "该曲线的指数。", gt=0, level="expert", planned=CREPA)
+    crepa_lambda_end: float = option(0.0, "Weight at the end.", "结束时的权重。", ge=0, level="advanced")
+    crepa_power: float = option(1.0, "Exponent of that course.", "该曲线的指数。", gt=0, level="expert")
     crepa_cutoff_step: int = option(
         0, "Step after which the term is off; 0 means never.", "此步之后关闭该项；0 表示从不。", ge=0, unit="steps",
-        level="advanced", planned=CREPA,
+        level="advanced",
     )  # fmt: skip
     crepa_similarity_threshold: float | None = option(
         None,
@@ -106,63 +117,109 @@ class CrepaSection(Section):
         "关闭该项的相似度阈值。",
         le=1,
         level="expert",
-        planned=CREPA,
     )
     crepa_similarity_ema_decay: float = option(
-        0.99, "Smoothing of that similarity.", "该相似度的平滑系数。", ge=0, lt=1, level="expert", planned=CREPA
+        0.99, "Smoothing of that similarity.", "该相似度的平滑系数。", ge=0, lt=1, level="expert"
     )
     crepa_threshold_mode: Literal["permanent", "recoverable"] = option(
-        "permanent", "Whether it stays off.", "是否永久关闭。", level="expert", planned=CREPA
+        "permanent", "Whether it stays off.", "是否永久关闭。", level="expert"
     )
+
+    @property
+    def feature_source(self) -> Literal["encoder", "backbone"]:
+        """Where the features come from, old spelling included."""
+        from_backbone = self.crepa_use_backbone_features or self.crepa_feature_source == "backbone"
+        return "backbone" if from_backbone else "encoder"
+
+    @property
+    def needs_encoder(self) -> bool:
+        """Whether a vision encoder teaches."""
+        return self.crepa_enabled and self.feature_source == "encoder"
 
 
 class RolloutSection(Section):
     scheduled_sampling_max_step_offset: int = option(
         0, "Steps the model makes its own input from; 0 is off.",
         "模型自行生成输入的步数；0 表示关闭。", ge=0, unit="steps",
-        guide=True, planned=ROLLOUT,
+        guide=True,
     )  # fmt: skip
     scheduled_sampling_probability: float = option(
-        0.0, "Chance per sample.", "每个样本的概率。", ge=0, le=1, guide=True, planned=ROLLOUT
+        0.0, "Chance per sample.", "每个样本的概率。", ge=0, le=1, guide=True
     )
     scheduled_sampling_prob_start: float = option(
-        0.0, "Chance at the start.", "起始概率。", ge=0, le=1, level="advanced", planned=ROLLOUT
+        0.0, "Chance at the start.", "起始概率。", ge=0, le=1, level="advanced"
     )
-    scheduled_sampling_prob_end: float = option(
-        0.5, "Chance at the end.", "结束概率。", ge=0, le=1, level="advanced", planned=ROLLOUT
-    )
+    scheduled_sampling_prob_end: float = option(0.5, "Chance at the end.", "结束概率。", ge=0, le=1, level="advanced")
     scheduled_sampling_ramp_steps: int = option(
-        0, "Steps of the ramp.", "爬升的步数。", ge=0, unit="steps", level="advanced", planned=ROLLOUT
+        0, "Steps of the ramp.", "爬升的步数。", ge=0, unit="steps", level="advanced"
     )
     scheduled_sampling_start_step: int = option(
-        0, "Step at which it begins.", "开始的步数。", ge=0, unit="steps", level="advanced", planned=ROLLOUT
+        0, "Step at which it begins.", "开始的步数。", ge=0, unit="steps", level="advanced"
     )
     scheduled_sampling_ramp_shape: Literal["linear", "cosine"] = option(
-        "linear", "Shape of the ramp.", "爬升的形状。", level="expert", planned=ROLLOUT
+        "linear", "Shape of the ramp.", "爬升的形状。", level="expert"
     )
     scheduled_sampling_strategy: Literal["uniform", "biased_early", "biased_late"] = option(
-        "uniform", "How the start is chosen.", "起点的选择方式。", level="expert", planned=ROLLOUT
+        "uniform", "How the start is chosen.", "起点的选择方式。", level="expert"
     )
     scheduled_sampling_sampler: Literal["unipc", "euler", "dpm"] = option(
-        "unipc", "Sampler of the roll-out.", "展开所用的采样器。", level="expert", planned=ROLLOUT
+        "unipc", "Sampler of the roll-out.", "展开所用的采样器。", level="expert"
     )
-    scheduled_sampling_order: int = option(2, "Order of that sampler.", "该采样器的阶数。", ge=1, level="expert",
-                                           planned=ROLLOUT)  # fmt: skip
+    scheduled_sampling_order: int = option(
+        2, "Order of that sampler: 2 for unipc, 1 or 2 for dpm; euler has only one.",
+        "该采样器的阶数：unipc 为 2，dpm 为 1 或 2；euler 只有一种。", ge=1, level="expert",
+    )  # fmt: skip
+    scheduled_sampling_grid_steps: int = option(
+        40, "Length of the inference schedule whose levels the roll-out passes through.",
+        "展开所经过的推理时间表的步数。", ge=2, unit="steps", level="advanced",
+    )  # fmt: skip
+    scheduled_sampling_target: Literal["path", "reached"] = option(
+        "path",
+        "What is trained where the roll-out arrives: the velocity of the true path, or the one that leads from there "
+        "to the clip.",
+        "在展开到达处训练什么：真实路径的速度，或从该处通向视频的速度。",
+        level="advanced",
+    )
     scheduled_sampling_reflexflow: bool | None = option(
-        None, "Anti-drift weighting.", "抗漂移加权。", level="expert", planned=ROLLOUT, neutral=(False,)
+        None,
+        "ReflexFlow's terms against drift; absent means on.",
+        "ReflexFlow 抗漂移项；未给出时开启。",
+        level="expert",
     )
     scheduled_sampling_reflexflow_alpha: float = option(
-        1.0, "Its first strength.", "其强度 alpha。", level="expert", planned=ROLLOUT
+        1.0, "Extra weight of what the roll-out has changed.", "展开所改变之处的附加权重。", ge=0, level="expert"
     )
     scheduled_sampling_reflexflow_beta1: float = option(
-        10.0, "Its second strength.", "其强度 beta1。", level="expert", planned=ROLLOUT
+        10.0, "Weight of its anti-drift term.", "其抗漂移项的权重。", ge=0, level="expert"
     )
     scheduled_sampling_reflexflow_beta2: float = option(
-        1.0, "Its third strength.", "其强度 beta2。", level="expert", planned=ROLLOUT
+        1.0, "Factor on the whole loss of what is rolled out.", "对展开样本整个损失的系数。", ge=0, level="expert"
     )
+
+    @property
+    def reflexflow(self) -> bool:
+        """Whether ReflexFlow's terms are used; without a word they are, as for every flow model."""
+        return self.scheduled_sampling_reflexflow is not False
+
+    @property
+    def extra_forwards(self) -> float:
+        """Forward passes that a batch may cost more, on average over offsets, at the highest chance."""
+        ramps = self.scheduled_sampling_ramp_steps > 0
+        chance = self.scheduled_sampling_prob_end if ramps else self.scheduled_sampling_probability
+        offset = self.scheduled_sampling_max_step_offset
+        return chance * (offset / 2 + self.reflexflow) if offset else 0.0
+
+    @property
+    def solver_order(self) -> int:
+        """Order of the sampler."""
+        return 1 if self.scheduled_sampling_sampler == "euler" else self.scheduled_sampling_order
 
 
 class AuxiliarySection(Section):
+    temporal_difference_weight: float = option(
+        0.0, "Weight of a term on the changes from one latent frame to the next; 0 is off.",
+        "相邻潜在帧之间变化项的权重；0 表示关闭。", ge=0, level="advanced",
+    )  # fmt: skip
     layersync_enabled: bool = option(
         False, "Align one block with a later one.", "使一个块与后面的块对齐。", level="expert", planned=AUXILIARY
     )

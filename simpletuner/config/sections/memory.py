@@ -17,12 +17,24 @@ class MemorySection(Section):
         guide=True,
     )
     gradient_checkpointing_interval: int | None = option(
-        None, "Checkpoint only every n-th block.", "每隔 n 个块才做检查点。", ge=0, guide=True, neutral=(0, 1),
-        refused="LTX-Video's transformer checkpoints every block, an interval is not supported",
-    )  # fmt: skip
+        None,
+        "Recompute only every n-th block: faster, more memory. 0 and 1 recompute all.",
+        "只重算每第 n 个块：更快，占用更多内存。0 和 1 表示全部重算。",
+        ge=0,
+        guide=True,
+        level="advanced",
+    )
+    gradient_checkpointing_blocks: int | None = option(
+        None,
+        "How many blocks are recomputed, spread evenly; wins over the interval. Absent means all.",
+        "重算多少个块，均匀分布；优先于 interval。未给出时为全部。",
+        ge=0,
+        unit="blocks",
+        level="advanced",
+    )
     gradient_checkpointing_segment_stride: int | None = option(
         None, "Distance between checkpointed segments.", "检查点段之间的距离。", ge=0, level="expert", neutral=(0, 1),
-        refused="LTX-Video's transformer checkpoints every block, segments are not supported",
+        refused="each block is a segment of its own; gradient_checkpointing_blocks sets how many are recomputed",
     )  # fmt: skip
     gradient_checkpointing_backend: Literal["torch"] = option(
         "torch", "Implementation of gradient checkpointing.", "梯度检查点的实现。", level="expert",
@@ -135,6 +147,14 @@ class MemorySection(Section):
         """Blocks that are brought together."""
         grouped = self.enable_group_offload and self.group_offload_type == "block_level"
         return self.group_offload_blocks_per_group if grouped else 1
+
+    def blocks_recomputed(self, blocks: int) -> int:
+        """How many of so many blocks compute their activations again in the backward pass."""
+        if not self.gradient_checkpointing:
+            return 0
+        if self.gradient_checkpointing_blocks is not None:
+            return min(self.gradient_checkpointing_blocks, blocks)
+        return -(-blocks // (self.gradient_checkpointing_interval or 1))
 
     def blocks_streamed(self, blocks: int) -> int:
         """How many of so many blocks do not stay on the device."""

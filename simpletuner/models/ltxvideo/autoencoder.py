@@ -106,6 +106,10 @@ class LTXAutoencoder:
         clips = [self._decode_one(clip, seed, number) for number, clip in enumerate(raw.split(1))]
         return torch.cat(clips).to(latents.device)
 
+    def drop_encoder(self) -> None:
+        """Free the memory of the encoder; only `decode` works afterwards."""
+        del self.model.encoder
+
     def _decode_one(self, raw: Tensor, seed: int, number: int) -> Tensor:
         time = None
         if self._decode_timestep is not None:

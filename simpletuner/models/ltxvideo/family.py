@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,12 @@ class LTXVideoFamily:
         return calls.predict(
             transformer, source, noised_latents, sigmas, prompt_embeds, prompt_mask, frame_rates, first_frame_sigmas
         )
+
+    def noise_levels(self, source: LTXSource, steps: int, size: tuple[int, int, int]) -> Tensor:
+        return sampling.noise_levels(source.version.schedule, steps, math.prod(size))
+
+    def hidden_width(self, transformer: nn.Module) -> int:
+        return calls.hidden_width(transformer)
 
     def input_widths(self, transformer: nn.Module) -> tuple[int, int]:
         return calls.input_widths(transformer)

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from simpletuner.core.errors import Problem, UserError
-from simpletuner.models.ltxvideo.component_files import Component
+from simpletuner.models.component_files import Component
 from simpletuner.models.ltxvideo.weights import transformer_names
 
 

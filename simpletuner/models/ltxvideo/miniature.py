@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
 
 from simpletuner.core.files import staged_folder
+from simpletuner.models.loading_quietly import progress_bars_hidden
 from simpletuner.models.ltxvideo.sampling import build_scheduler
-from simpletuner.models.ltxvideo.text import progress_bars_hidden
 from simpletuner.models.ltxvideo.versions import AutoencoderKind, find_release
 from simpletuner.runtime.random import stream_generator
 from simpletuner.runtime.seeds import stream_seed

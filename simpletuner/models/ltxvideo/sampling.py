@@ -62,7 +62,7 @@ def generate_latents(
     picture = request.first_frame
     first = None if picture is None else autoencoder.encode(picture[None, :, None])
     with _evaluating(transformer):
-        return denoise(transformer, source, request, noise_levels(source.version.schedule, request), first, on_step)
+        return denoise(transformer, source, request, levels_of(source, request), first, on_step)
 
 
 def build_scheduler(schedule: Schedule, num_inference_steps: int) -> FlowMatchEulerDiscreteScheduler:
@@ -84,18 +84,19 @@ def build_scheduler(schedule: Schedule, num_inference_steps: int) -> FlowMatchEu
     )
 
 
-def noise_levels(schedule: Schedule, request: GenerationRequest) -> Tensor:
-    """The falling noise levels [steps + 1] of a release, float32; the last one is 0."""
-    steps = request.num_inference_steps
+def levels_of(source: LTXSource, request: GenerationRequest) -> Tensor:
+    """The falling noise levels [steps + 1] of a request."""
+    frames = (request.num_frames - 1) // TEMPORAL + 1
+    tokens = frames * (request.height // SPATIAL) * (request.width // SPATIAL)
+    return noise_levels(source.version.schedule, request.num_inference_steps, tokens)
+
+
+def noise_levels(schedule: Schedule, steps: int, tokens: int) -> Tensor:
+    """The falling noise levels [steps + 1] of a release for a clip of so many tokens, float32; the last one is 0."""
     if schedule == "linear_quadratic":
         return torch.cat([torch.as_tensor(linear_quadratic_schedule(steps), dtype=torch.float32), torch.zeros(1)])
     scheduler = build_scheduler(schedule, steps)
-    frames, height, width = (
-        (request.num_frames - 1) // TEMPORAL + 1,
-        request.height // SPATIAL,
-        request.width // SPATIAL,
-    )
-    mu = calculate_shift(frames * height * width, *_SHIFT_TOKENS, *_SHIFT_MU)
+    mu = calculate_shift(tokens, *_SHIFT_TOKENS, *_SHIFT_MU)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
     levels: Tensor = scheduler.sigmas
     return levels

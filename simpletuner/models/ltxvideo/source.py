@@ -14,8 +14,7 @@ from typing import Any, TypeVar
 from simpletuner.config.catalogs.families import FAMILIES
 from simpletuner.config.sections.model import ModelSection
 from simpletuner.core.errors import Problem, UserError
-from simpletuner.models.ltxvideo import versions
-from simpletuner.models.ltxvideo.component_files import (
+from simpletuner.models.component_files import (
     TOKENIZER_FILES,
     WEIGHTS_SUFFIX,
     Component,
@@ -24,7 +23,8 @@ from simpletuner.models.ltxvideo.component_files import (
     read_json,
     weight_patterns,
 )
-from simpletuner.models.ltxvideo.identity import fingerprint
+from simpletuner.models.identity import fingerprint
+from simpletuner.models.ltxvideo import versions
 from simpletuner.models.ltxvideo.single_file import CLASS_NAME, read_autoencoder_kind, read_transformer_config
 from simpletuner.models.ltxvideo.versions import Positions, Release
 

@@ -6,16 +6,15 @@ only by the transformer's cross-attention. Training and validation both take the
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, T5EncoderModel
-from transformers.utils import logging as transformers_logging
 
 from simpletuner.core.errors import UserError
-from simpletuner.models.ltxvideo.component_files import WEIGHTS_SUFFIX
+from simpletuner.models.component_files import WEIGHTS_SUFFIX
+from simpletuner.models.loading_quietly import progress_bars_hidden
 from simpletuner.models.ltxvideo.source import LTXSource
 from simpletuner.models.precision.quantize import quantize_blocks
 from simpletuner.runtime.streaming import BlockStreamer, move_resident
@@ -94,18 +93,6 @@ def load_prompt_encoder(
     move_resident(model, device, blocks)
     BlockStreamer(blocks, device, use_stream=True)
     return LTXPromptEncoder(model, tokenizer, source.token_length)
-
-
-@contextlib.contextmanager
-def progress_bars_hidden() -> Iterator[None]:
-    """Keep Transformers' own bars off the terminal, which belongs to the event sinks."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def _variant(name: str) -> str | None:

@@ -102,6 +102,12 @@ def input_widths(transformer: nn.Module) -> tuple[int, int]:
     return int(config.in_channels), int(config.caption_channels)
 
 
+def hidden_width(transformer: nn.Module) -> int:
+    """Width of the hidden states between the blocks."""
+    config: Any = transformer.config
+    return int(config.num_attention_heads) * int(config.attention_head_dim)
+
+
 def base_tensor(transformer: nn.Module) -> Tensor:
     """A tensor of the model itself: its device and format are those of the base weights, whatever
     format an adapter has."""

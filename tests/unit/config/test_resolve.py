@@ -156,13 +156,15 @@ def test_old_names_and_environment_references(desk) -> None:
 
 
 def test_all_problems_at_once(desk) -> None:
-    desk.add(lora_rnak=4, lora_rank=-4, crepa_enabled=True, repeats=3, validation_steps=1, validation_step_interval=2)
+    desk.add(
+        lora_rnak=4, lora_rank=-4, layersync_enabled=True, repeats=3, validation_steps=1, validation_step_interval=2
+    )
     desk.change_clips(resolutoin=480, repeats=-1, video={"num_frames": "many", "fps": 3})
     texts = desk.texts()
     expected = [
         "config/config.json:6: unknown option 'lora_rnak'. Did you mean 'lora_rank'?",
         "config/config.json:7: lora_rank = -4. It must be at least 1 and at most 1024.",
-        "config/config.json:8: crepa_enabled = true. Not built yet: cross-frame alignment (CREPA). Remove it",
+        "config/config.json:8: layersync_enabled = true. Not built yet: this auxiliary loss. Remove it",
         "config/config.json:9: unknown option 'repeats'. It is a key of the data set file. Move it there",
         "config/config.json:11: 'validation_step_interval' is given twice: as 'validation_steps'",
         "config/multidatabackend.json:7: clips: unknown key 'resolutoin'. Did you mean 'resolution'?",

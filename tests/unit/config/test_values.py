@@ -94,15 +94,15 @@ def test_planned_options_take_what_switches_them_off(spec: Any) -> None:
 
 
 def test_planned_value_is_refused_with_what_is_missing_and_the_fix() -> None:
-    rule, fix = refusal(TABLE["crepa_enabled"], True) or ("", "")
-    assert rule == "Not built yet: cross-frame alignment (CREPA)"
+    rule, fix = refusal(TABLE["layersync_enabled"], True) or ("", "")
+    assert rule == "Not built yet: this auxiliary loss"
     assert fix == "Remove it, or set false"
     rule, fix = refusal(TABLE["base_model_precision"], "int4-torchao") or ("", "")
     assert rule == "Not built yet: the quantization level 'int4-torchao'"
     assert fix.startswith("Use no_change, int8-quanto")
     rule, _ = refusal(TABLE["base_model_precision"], "fp8-quanto") or ("", "")
     assert rule.startswith("It cannot be used: it does not work with LTX-Video")
-    rule, _ = refusal(TABLE["gradient_checkpointing_interval"], 4) or ("", "")
+    rule, _ = refusal(TABLE["gradient_checkpointing_segment_stride"], 4) or ("", "")
     assert rule.startswith("It cannot be used with LTX-Video")
 
 

@@ -176,7 +176,7 @@ def test_an_oracle_is_followed_to_the_clip(parts, release):
 def test_a_step_tells_the_clean_latents_that_its_velocity_promises(parts, release):
     """Trap 90: x - sigma * v at every step, and at the last one the latents of the video to the last bit."""
     from simpletuner.models.ltxvideo.packing import unpack
-    from simpletuner.models.ltxvideo.sampling import generate_latents, noise_levels
+    from simpletuner.models.ltxvideo.sampling import generate_latents, levels_of
 
     transformer, source, autoencoder, request = parts(release)
     request = replace(request, guidance=1.0, num_inference_steps=5)
@@ -186,7 +186,7 @@ def test_a_step_tells_the_clean_latents_that_its_velocity_promises(parts, releas
     )
     latents = generate_latents(transformer, source, autoencoder, request, steps.append)
     hook.remove()
-    levels = noise_levels(source.version.schedule, request).tolist()
+    levels = levels_of(source, request).tolist()
     for step, (noised, velocity), now, after in zip(steps, seen, levels[:-1], levels[1:], strict=True):
         expected = unpack(noised - now * velocity, 2, 2, 3)
         torch.testing.assert_close(step.clean_latents, expected, rtol=1e-5, atol=1e-5)

@@ -137,7 +137,7 @@ def test_identity_follows_configuration_and_tokenizer_but_not_library_versions(c
 
 
 def test_large_files_are_sampled_over_their_whole_length(tmp_path):
-    from simpletuner.models.ltxvideo.identity import fingerprint
+    from simpletuner.models.identity import fingerprint
 
     weights = torch.zeros(3, 1024, 1024)
     path = tmp_path / "large.safetensors"
@@ -258,7 +258,7 @@ def test_variant_in_the_name_of_text_weights():
 
 
 def test_a_changed_statistic_in_a_large_file_is_noticed(tmp_path):
-    from simpletuner.models.ltxvideo.identity import fingerprint
+    from simpletuner.models.identity import fingerprint
 
     path = tmp_path / "large.safetensors"
     tensors = {"decoder.weight": torch.zeros(3, 1024, 1024), "latents_mean": torch.zeros(128)}

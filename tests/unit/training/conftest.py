@@ -39,6 +39,7 @@ class TinyFamily:
     """A one-block LTX-Video transformer through the same door as the real family."""
 
     attention_class = "LTXAttention"
+    block_list = "transformer_blocks"
 
     def load_transformer(self, source: Any, dtype: torch.dtype, device: torch.device) -> nn.Module:
         from diffusers import LTXVideoTransformer3DModel
@@ -61,6 +62,12 @@ class TinyFamily:
             return_dict=False,
         )[0]  # fmt: skip
         return velocity.transpose(1, 2).reshape(noised_latents.shape)
+
+    def hidden_width(self, transformer: nn.Module) -> int:
+        return 16
+
+    def noise_levels(self, source: Any, steps: int, size: tuple[int, int, int]) -> Tensor:
+        return torch.linspace(1, 0, steps + 1)
 
     def adapter_targets(self, transformer: nn.Module, choice: Any) -> list[str]:
         endings = ("to_q", "to_k", "to_v", "to_out.0")

@@ -1,6 +1,6 @@
 """Finds the files of one component, in a local folder or on the Hub.
 
-Knows folders, repositories and file names; what the components mean is decided in `source.py`.
+Knows folders, repositories and file names; what the components mean is decided by the families.
 """
 
 from __future__ import annotations

@@ -1,0 +1,44 @@
+"""What a run optimises: flow matching, and the further objectives that its options switch on."""
+
+from __future__ import annotations
+
+from simpletuner.config.run_config import RunConfig
+from simpletuner.objectives.auxiliary import Surroundings
+from simpletuner.objectives.combined import CombinedObjective, build_further
+from simpletuner.objectives.flow_matching import FlowMatching
+from simpletuner.recipes.plan import RunPlan
+from simpletuner.recipes.teaching import Teaching
+from simpletuner.training.build import Trainable
+from simpletuner.training.companions import Companions
+from simpletuner.training.step import Objective
+
+
+def build_objective(
+    config: RunConfig, plan: RunPlan, trainable: Trainable, teaching: Teaching, total_steps: int
+) -> tuple[Objective, Companions | None]:
+    """The objective, and what it trains beside the model.
+
+    Raises:
+        UserError: If a further objective does not fit the model.
+    """
+    flow = FlowMatching(plan.family, plan.source, config.flow, config.schedule.seed)
+    further = build_further(
+        Surroundings(
+            plan.family,
+            plan.source,
+            trainable.transformer,
+            config.crepa,
+            config.rollout,
+            config.auxiliary,
+            config.schedule.seed,
+            total_steps,
+            trainable.device,
+            teaching.width,
+            teaching.live,
+        )
+    )
+    if not further:
+        return flow, None
+    modules = {name: one.companion for name, one in further.items() if one.companion is not None}
+    companions = Companions(modules, config.crepa.crepa_projector_learning_rate) if modules else None
+    return CombinedObjective(flow, list(further.values()), plan.family.block_list), companions

@@ -1,0 +1,106 @@
+"""The dial of recomputed blocks: any number, evenly spread, equal gradients, fewer kept activations."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from diffusers import LTXVideoTransformer3DModel
+from torch import Tensor, nn
+
+from simpletuner.config.sections.memory import MemorySection
+from simpletuner.training.recompute import RecomputeDial, spread
+
+LAYERS = 5
+
+
+def build() -> nn.Module:
+    torch.manual_seed(0)
+    return LTXVideoTransformer3DModel(
+        in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16,
+        num_layers=LAYERS, caption_channels=12,
+    ).train()  # fmt: skip
+
+
+def gradients(model: nn.Module) -> tuple[list[Tensor], int]:
+    """Gradients of one step, and bytes that the forward pass kept for the backward pass."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    tokens, text = torch.ones(1, 12, 8), torch.ones(1, 5, 12)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out: Any = model(
+            tokens, text, torch.tensor([500.0]), torch.ones(1, 5), num_frames=3, height=2, width=2, return_dict=False
+        )
+        loss = out[0].square().mean()
+    loss.backward()
+    return [p.grad for p in model.parameters() if p.grad is not None], sum(kept.values())
+
+
+@pytest.mark.parametrize("recomputed", range(LAYERS + 1))
+def test_gradients_are_the_same_at_every_setting(recomputed: int) -> None:
+    expected, most = gradients(build())
+    model = build()
+    dial = RecomputeDial(model, list(model.transformer_blocks), recomputed)
+    found, kept = gradients(model)
+    assert dial.recomputed == recomputed
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    assert (kept < most) == (recomputed > 0)
+
+
+def test_each_block_more_keeps_less() -> None:
+    kept = []
+    for recomputed in range(LAYERS + 1):
+        model = build()
+        RecomputeDial(model, list(model.transformer_blocks), recomputed)
+        kept.append(gradients(model)[1])
+    assert kept == sorted(kept, reverse=True)
+    assert len(set(kept)) == LAYERS + 1
+
+
+def test_turning_up_ends_at_all() -> None:
+    model = build()
+    dial = RecomputeDial(model, list(model.transformer_blocks), 0)
+    settings = [dial.recomputed]
+    while dial.turn_up():
+        settings.append(dial.recomputed)
+    assert settings == [0, 2, 4, 5]
+    assert not dial.turn_up()
+
+
+@pytest.mark.parametrize("total", [1, 5, 28, 48])
+def test_places_are_spread(total: int) -> None:
+    for count in range(total + 1):
+        places = spread(count, total)
+        assert len(set(places)) == count
+        assert all(0 <= place < total for place in places)
+        gaps = [b - a for a, b in itertools.pairwise(places)]
+        assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"gradient_checkpointing": False, "gradient_checkpointing_blocks": 7}, 0),
+        ({}, 28),
+        ({"gradient_checkpointing_interval": 4}, 7),
+        ({"gradient_checkpointing_interval": 0}, 28),
+        ({"gradient_checkpointing_interval": 1}, 28),
+        ({"gradient_checkpointing_interval": 4, "gradient_checkpointing_blocks": 3}, 3),
+        ({"gradient_checkpointing_blocks": 99}, 28),
+        ({"gradient_checkpointing_blocks": 0}, 0),
+    ],
+)
+def test_options(settings: dict[str, Any], expected: int) -> None:
+    assert MemorySection(**settings).blocks_recomputed(28) == expected
+
+
+def test_more_blocks_than_there_are_is_our_own_fault() -> None:
+    model = build()
+    with pytest.raises(ValueError, match="cannot be recomputed"):
+        RecomputeDial(model, list(model.transformer_blocks), LAYERS + 1)
