@@ -137,7 +137,8 @@ def json_blocks(page: Path) -> list[str]:
 
 @pytest.mark.parametrize("language", [".md", ".zh.md"])
 def test_documented_configuration_can_be_trained(language: str, tmp_path: Path) -> None:
-    """The quickstart's blocks, pasted as a user would: data set file, configuration, library, then the fragments."""
+    """The quickstart's blocks, pasted as a user would: data set file, configuration, library, then the fragments;
+    further data sets join those of the file."""
     texts = json_blocks(REPOSITORY / f"docs/quickstart{language}")
     values = [parse_json(text, "block").value for text in texts]
     datasets = [text for text, value in zip(texts, values, strict=True) if isinstance(value, list)]
@@ -145,17 +146,23 @@ def test_documented_configuration_can_be_trained(language: str, tmp_path: Path) 
     libraries = [
         text for text, value in zip(texts, values, strict=True) if value not in options and text not in datasets
     ]
-    assert (len(datasets), len(libraries)) == (1, 1)
+    assert (len(datasets), len(libraries)) == (2, 1)
     assert len(options) == 3
     folder = tmp_path / "config" / "ltxvideo"
     folder.mkdir(parents=True)
-    (tmp_path / "datasets" / "disney-black-and-white").mkdir(parents=True)
+    for name in ("disney-black-and-white", "set-apart"):
+        (tmp_path / "datasets" / name).mkdir(parents=True)
     (folder / "multidatabackend.json").write_text(datasets[0], encoding="utf-8")
     (folder / "user_prompt_library.json").write_text(libraries[0], encoding="utf-8")
     for extra in ({}, *options[1:]):
         (folder / "config.json").write_text(json.dumps({**options[0], **extra}), encoding="utf-8")
         examination = examine(["--env", "ltxvideo"], {}, tmp_path)
         assert not examination.has_errors, "\n".join(map(str, examination.problems))
+    joined = [entry for text in datasets for entry in parse_json(text, "block").value]
+    (folder / "multidatabackend.json").write_text(json.dumps(joined), encoding="utf-8")
+    examination = examine(["--env", "ltxvideo"], {}, tmp_path)
+    assert not examination.has_errors, "\n".join(map(str, examination.problems))
+    assert examination.config is not None and examination.config.measures_loss
 
 
 @pytest.mark.parametrize(("language", "heading"), [(".md", "## Not built yet"), (".zh.md", "## 尚未实现")])
