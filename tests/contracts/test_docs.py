@@ -162,7 +162,8 @@ def test_documented_configuration_can_be_trained(language: str, tmp_path: Path) 
     (folder / "multidatabackend.json").write_text(json.dumps(joined), encoding="utf-8")
     examination = examine(["--env", "ltxvideo"], {}, tmp_path)
     assert not examination.has_errors, "\n".join(map(str, examination.problems))
-    assert examination.config is not None and examination.config.measures_loss
+    assert examination.config is not None
+    assert examination.config.measures_loss
 
 
 @pytest.mark.parametrize(("language", "heading"), [(".md", "## Not built yet"), (".zh.md", "## 尚未实现")])
