@@ -26,8 +26,9 @@ golden:  ## the pinned steps and the settings that must agree
 golden-record:  ## pin the steps anew; the commit says why they changed
 	RECORD_GOLDEN=1 TEST_WORKERS=0 ./test.sh tests/golden $(ARGS)
 
-docs:  ## docs/options.md, from the option table
+docs:  ## docs/options.md and docs/optimizers.md, from the option table and the catalog
 	$(PYTHON) -c "from pathlib import Path; from simpletuner.config.surfaces.docs import options_page; Path('docs/options.md').write_text(options_page(), encoding='utf-8')"
+	$(PYTHON) -c "from pathlib import Path; from simpletuner.config.surfaces.optimizer_page import optimizers_page; Path('docs/optimizers.md').write_text(optimizers_page(), encoding='utf-8')"
 
 bench:  ## our step against a bare loop
 	OMP_NUM_THREADS=1 $(PYTHON) benchmarks/step_overhead.py $(ARGS)

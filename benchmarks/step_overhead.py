@@ -171,7 +171,9 @@ def begin_ours(checkpoint: Path) -> Loop:
 def choose_settings() -> Any:
     """The sections the trainer needs."""
     from simpletuner.config.sections.adapter import AdapterSection
+    from simpletuner.config.sections.average import AverageSection
     from simpletuner.config.sections.memory import MemorySection
+    from simpletuner.config.sections.model import ModelSection
     from simpletuner.config.sections.optimizer import OptimizerSection
     from simpletuner.config.sections.precision import PrecisionSection
     from simpletuner.config.sections.schedule import ScheduleSection
@@ -179,6 +181,8 @@ def choose_settings() -> Any:
     return SimpleNamespace(
         model=ModelSection(),
         adapter=AdapterSection(lora_rank=LORA_RANK),
+        average=AverageSection(),
+        lycoris=None,
         precision=PrecisionSection(mixed_precision="bf16"),
         memory=MemorySection(gradient_checkpointing=False),
         optimizer=OptimizerSection(optimizer="adamw_bf16", max_grad_norm=MAX_GRAD_NORM, grad_clip_method="norm"),

@@ -49,7 +49,7 @@ OWN_VARIABLES = frozenset({
 REMOVED_OPTIMIZERS: Mapping[str, str] = {
     "adam": "Did you mean 'torch-adamw'?",
     "adamw": "Did you mean 'torch-adamw'?",
-    "adafactor": "optimi-stableadamw is its successor; of what is built, adamw_bf16",
-    "dadaptation": "adamw_schedulefree is its successor; of what is built, adamw_bf16",
-    "adamw8bit": "optimi-adamw is its successor; of what is built, adamw_bf16",
+    "adafactor": "optimi-stableadamw is its successor; PyTorch's own is torch-adafactor",
+    "dadaptation": "adamw_schedulefree is its successor; prodigy finds its step size itself",
+    "adamw8bit": "optimi-adamw is its successor; with 8-bit moments there are bnb-adamw8bit and ao-adamw8bit",
 }

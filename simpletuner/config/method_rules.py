@@ -1,43 +1,15 @@
-"""Rules about how is trained: the optimizer's settings, clipping, noise levels, storage formats."""
+"""Rules about how is trained: noise levels, loss, storage formats."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from simpletuner.config.catalogs.optimizers import OPTIMIZERS, SELF_LIMITING
 from simpletuner.config.catalogs.precisions import PRECISIONS
 from simpletuner.config.draft import Draft, Rule, note, warning
-from simpletuner.config.optimizer_settings import optimizer_arguments
-from simpletuner.config.sections.optimizer import OptimizerSection
 from simpletuner.config.values import show
-from simpletuner.core.errors import Problem, UserError
+from simpletuner.core.errors import Problem
 
-OPTIMIZER_SETTINGS = ("optimizer", "optimizer_config", "optimizer_beta1", "optimizer_beta2", "adam_epsilon",
-                      "adam_weight_decay")  # fmt: skip
 TIME_STEPS = 1000
-
-
-def _optimizer_settings(draft: Draft) -> Iterator[Problem]:
-    if draft.values["optimizer"] not in OPTIMIZERS:
-        return
-    section = OptimizerSection.model_construct(**{name: draft.values[name] for name in OPTIMIZER_SETTINGS})
-    try:
-        optimizer_arguments(section)
-    except UserError as error:
-        for problem in error.problems:
-            option = problem.where or "optimizer_config"
-            yield Problem(problem.what, problem.rule, problem.fix, draft.place(option))
-
-
-def _self_limiting(draft: Draft) -> Iterator[Problem]:
-    optimizer = draft.values["optimizer"]
-    if optimizer in SELF_LIMITING and draft.values["max_grad_norm"]:
-        yield warning(
-            f"optimizer {optimizer} with {draft.told('max_grad_norm')}",
-            "It limits each update itself; clipped gradients would hide from it what it looks at",
-            "Set max_grad_norm to 0",
-            draft.place("max_grad_norm", "optimizer"),
-        )
 
 
 def _fixed_levels(draft: Draft) -> Iterator[Problem]:
@@ -107,8 +79,6 @@ def _storage_formats(draft: Draft) -> Iterator[Problem]:
 
 
 METHOD_RULES: tuple[Rule, ...] = (
-    Rule(OPTIMIZER_SETTINGS, _optimizer_settings, "every setting must be one that the optimizer has"),
-    Rule(("optimizer", "max_grad_norm"), _self_limiting, "an optimizer that limits itself wants no clipping"),
     Rule(("flow_custom_timesteps", "flow_schedule_shift"), _fixed_levels, "a list of noise levels must hold levels"),
     Rule(("flow_cubic_schedule_weights",), _density, "a density is nowhere negative and somewhere above 0"),
     Rule(

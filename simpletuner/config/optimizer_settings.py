@@ -45,6 +45,16 @@ def optimizer_arguments(settings: OptimizerSection) -> dict[str, Any]:
             betas = list(arguments[key])
             betas[place] = value
             arguments[key] = tuple(betas)
+    if settings.fuse_optimizer:
+        if "fused" in row.settings:
+            arguments["fused"] = True
+        else:
+            problems.append(_no_such_kernel(settings.optimizer))
+    if settings.prodigy_steps:
+        if row.finds_rate:
+            arguments["adapts_steps"] = settings.prodigy_steps
+        else:
+            problems.append(_no_such_setting(settings.optimizer, "prodigy_steps"))
     if problems:
         raise UserError.of(problems)
     return arguments
@@ -105,4 +115,14 @@ def _no_such_setting(optimizer: str, option: str) -> Problem:
     known = ", ".join(OPTIMIZERS[optimizer].settings)
     return Problem(
         f"{option} has no effect with optimizer {optimizer}", f"Its settings are {known}", f"Remove {option}", option
+    )
+
+
+def _no_such_kernel(optimizer: str) -> Problem:
+    fused = ", ".join(name for name in OPTIMIZERS if "fused" in OPTIMIZERS[name].settings)
+    return Problem(
+        f"fuse_optimizer with optimizer {optimizer}",
+        f"PyTorch has fused kernels for {fused}; adamw_bf16 and muon use what there is by themselves",
+        "Remove fuse_optimizer",
+        "fuse_optimizer",
     )

@@ -16,6 +16,7 @@ from simpletuner.config.keeping_rules import KEEPING_RULES
 from simpletuner.config.memory_rules import MEMORY_RULES
 from simpletuner.config.method_rules import METHOD_RULES
 from simpletuner.config.objective_rules import OBJECTIVE_RULES
+from simpletuner.config.optimizer_rules import OPTIMIZER_RULES
 from simpletuner.config.reporting_rules import REPORTING_RULES
 from simpletuner.config.sections.validation import ValidationSection, parse_sizes
 from simpletuner.config.table import option_table
@@ -224,6 +225,7 @@ def _moving_files(draft: Draft) -> Iterator[Problem]:
 RULES: tuple[Rule, ...] = (
     *METHOD_RULES,
     *KEEPING_RULES,
+    *OPTIMIZER_RULES,
     *ADAPTER_RULES,
     *MEMORY_RULES,
     *OBJECTIVE_RULES,

@@ -80,8 +80,9 @@ def refusal(spec: OptionSpec, value: Any) -> tuple[str, str] | None:
     if facts.planned:
         return f"Not built yet: {facts.planned}", capitalised(neutral)
     if isinstance(value, str) and value in facts.refused_values:
-        built = f"use {', '.join(spec.choices)}" if spec.choices else "remove it"
-        return f"It cannot be used: {facts.refused_values[value]}", capitalised(built)
+        reason, _, advice = facts.refused_values[value].partition("; use ")
+        built = f"use {advice or ', '.join(spec.choices)}" if advice or spec.choices else "remove it"
+        return f"It cannot be used: {reason}", capitalised(built)
     if isinstance(value, str) and spec.kind != "text" and value in facts.planned_values:
         built = f"use {', '.join(spec.choices)}" if spec.choices else "remove it"
         return f"Not built yet: {facts.planned_values[value].rstrip(',')}", capitalised(built)

@@ -398,10 +398,12 @@ class _Desk:
     def _autoencoder_bytes(self) -> float:
         return (self._cost.parameters["encoder"] + self._cost.parameters["decoder"]) * self._vae_bytes
 
-    def _held(self) -> dict[str, float]:
+    def _held(self, card: CardRow) -> dict[str, float]:
         """What stays on the card from the first step to the last."""
         t, values = self._trained, trained_values(self._cost, self._trained)
-        held = {"trained values": values * t.parameter_bytes, "optimizer states": values * t.state_bytes}
+        offloaded = self._config.optimizer.optimizer_cpu_offload_method == "cpu" and not card.per_core
+        states = 0.0 if offloaded else values * t.state_bytes
+        held = {"trained values": values * t.parameter_bytes, "optimizer states": states}
         if t.kind == "lora":
             held = {"weights": self._streaming.resident_bytes, **held}
         average = self._config.average
@@ -434,21 +436,34 @@ class _Desk:
 
     def _training_memory(self, card: CardRow) -> dict[str, float]:
         lines = self._data.buckets if self._data else ()
-        values = trained_values(self._cost, self._trained)
         tokens = max((line.tokens * line.batch_size for line in lines), default=0)
         batch = max((line.batch_size for line in lines), default=0)
         channels = max((line.latent_shape[0] for line in lines), default=0)
         # Latents, noise, mixture and target in float32, and the text features.
         inputs = tokens * channels * 4 * 4.0 + batch * self._text_tokens * self._cost.text_width * 4.0
-        # Over several micro-batches gradients add up in float32 (`training/gradient_sums.py`).
-        adds_up = self._config.schedule.gradient_accumulation_steps > 1
         return {
-            **self._held(),
-            "gradients": values * (4.0 if adds_up else float(self._trained.parameter_bytes)),
+            **self._held(card),
+            "gradients": self._gradients_held() * self._gradient_bytes,
             "activations": self._cost.activation_bytes(tokens, self._trained),
             "batch": inputs,
             "context": card.context_bytes,
         }
+
+    @property
+    def _gradient_bytes(self) -> float:
+        """Bytes of a gradient; over several micro-batches they add up in float32 (`training/gradient_sums.py`)."""
+        adds_up = self._config.schedule.gradient_accumulation_steps > 1
+        adds_up = adds_up and self._config.precision.gradient_precision != "unmodified"
+        return 4.0 if adds_up else float(self._trained.parameter_bytes)
+
+    def _gradients_held(self) -> int:
+        """Gradients in memory together: all of them, or the largest where they are released."""
+        if not self._config.optimizer.optimizer_release_gradients:
+            return trained_values(self._cost, self._trained)
+        sides = self._cost.linear_layers.values()
+        if self._trained.kind == "full":
+            return max(rows * columns for rows, columns in sides)
+        return self._trained.lora_rank * max(max(pair) for pair in sides)
 
     def _validation_memory(self, card: CardRow) -> dict[str, float]:
         settings = self._config.validation
@@ -466,7 +481,7 @@ class _Desk:
         # A forward pass without gradients holds less than one block going backward.
         sampling = self._cost.activation_bytes(tokens * halves, once) / 2
         return {
-            **self._held(),
+            **self._held(card),
             "autoencoder": self._autoencoder_bytes,
             "activations": max(sampling, decoding),
             "context": card.context_bytes,

@@ -160,7 +160,8 @@ def open_archive(session: Session, requests: Requests) -> Iterator[Archive]:
 def export(session: Session) -> Path:
     """Write the trained adapter where users look for it: the root of the run folder."""
     path, metadata = weights_path(session), weights_metadata(session)
-    session.trainable.save_weights(path, metadata)
+    with session.state.sampled():
+        session.trainable.save_weights(path, metadata)
     if session.state.average is not None:
         write_average(session.trainable, session.state.average.tensors(), session.folder, metadata)
     return path

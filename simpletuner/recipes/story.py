@@ -10,6 +10,7 @@ from pathlib import Path
 
 from simpletuner.caching.latents import LatentCache
 from simpletuner.caching.prompts import PromptCache
+from simpletuner.config.catalogs.optimizers import OPTIMIZERS
 from simpletuner.config.run_config import RunConfig
 from simpletuner.data.batches import BatchStream
 from simpletuner.data.buckets import describe_buckets
@@ -18,6 +19,7 @@ from simpletuner.data.sample import LeftOut, Sample
 from simpletuner.events.types import Event, Noticed, StoryTold
 from simpletuner.recipes.plan import RunPlan
 from simpletuner.recipes.survey import batch_rules
+from simpletuner.runtime.compiler import missing_compiler
 from simpletuner.runtime.host import Host
 from simpletuner.training.state import TrainState
 
@@ -91,6 +93,7 @@ def tell_training(
 def _methods(config: RunConfig, state: TrainState, samples: tuple[Sample, ...]) -> Lines:
     """What is special about this run; nothing is said of what is switched off."""
     lines: list[tuple[str, str]] = []
+    lines += _updates(config, state)
     precision = config.precision
     if precision.base_model_precision != "no_change":
         lines.append(("base", f"its blocks are stored as {precision.base_model_precision}"))
@@ -103,6 +106,24 @@ def _methods(config: RunConfig, state: TrainState, samples: tuple[Sample, ...]) 
     if given and config.flow.ltx_i2v_prob:
         share = f"{config.flow.ltx_i2v_prob:.0%}"
         lines.append(("image-to-video", f"{given} samples are given their first frame in {share} of their draws"))
+    return tuple(lines)
+
+
+def _updates(config: RunConfig, state: TrainState) -> Lines:
+    """How the optimizer works, where that is not as usual."""
+    settings, device = config.optimizer, state.trainable.device.type
+    row = OPTIMIZERS[settings.optimizer]
+    lines: list[tuple[str, str]] = []
+    if row.compiles:
+        lacking = missing_compiler(device)
+        lines.append(("update", f"not compiled and slow: {lacking}" if lacking else "compiled at the first step"))
+    if row.averages:
+        lines.append(("average", "the optimizer's own is validated, saved and exported"))
+    if settings.optimizer_release_gradients:
+        lines.append(("gradients", "each is used and dropped in the backward pass"))
+    if settings.optimizer_cpu_offload_method == "cpu":
+        where = "in RAM, updates on the CPU" if device != "cpu" else "in RAM anyway: the run is on the CPU"
+        lines.append(("optimizer state", where))
     return tuple(lines)
 
 

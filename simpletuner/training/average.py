@@ -7,7 +7,7 @@ made or files are written; the trained weights come back bit for bit, also after
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -68,17 +68,8 @@ class WeightAverage:
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
         """While open, the model computes with the averages."""
-        held = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
-        try:
-            self._put(self._averages)
+        with in_place([(parameter, self._averages[name]) for name, parameter in self._parameters.items()]):
             yield
-        finally:
-            self._put(held)
-
-    def _put(self, tensors: Mapping[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                parameter.copy_(tensors[name])
 
     def tensors(self, copy: Callable[[Tensor], Tensor] = host_copy) -> dict[str, Tensor]:
         """Copies of the averages on the CPU, float32; `copy` says how one gets there."""
@@ -101,3 +92,18 @@ class WeightAverage:
         for name, average in self._averages.items():
             average.copy_(tensors[name])
         self.updates = updates
+
+
+@contextlib.contextmanager
+def in_place(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """While open, each parameter holds its tensor; afterwards it is what it was, bit for bit."""
+    held = [parameter.detach().clone() for parameter, _ in pairs]
+    try:
+        with torch.no_grad():
+            for parameter, tensor in pairs:
+                parameter.copy_(tensor)
+        yield
+    finally:
+        with torch.no_grad():
+            for (parameter, _), before in zip(pairs, held, strict=True):
+                parameter.copy_(before)

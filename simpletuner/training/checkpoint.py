@@ -21,6 +21,7 @@ from simpletuner.core.errors import Problem, UserError
 from simpletuner.core.files import retire
 from simpletuner.models.adapters.full import TRANSFORMER_FOLDER
 from simpletuner.training.manifest import BrokenCheckpointError, verify_manifest
+from simpletuner.training.optimizer import parameter_names
 from simpletuner.training.optimizer_state import join_state
 from simpletuner.training.snapshot import (
     AVERAGE_NAME,
@@ -54,6 +55,7 @@ FIXED_FACTS: Final = (
     "use_dora",
     "lycoris_config",
     "optimizer",
+    "optimizer_release_gradients",
     "seed",
     "dataset",
 )
@@ -194,7 +196,7 @@ def restore(state: TrainState, checkpoint: Path, facts: Mapping[str, Any]) -> tu
     state.trainable.load_weights(weights)
     if (checkpoint / PARAMETERS_NAME).exists():
         state.trainable.load_tensors(load_file(checkpoint / PARAMETERS_NAME))
-    join_state(state.optimizer, list(state.trainable.parameters), moments, document["optimizer"])
+    join_state(state.optimizer, parameter_names(state.trainable, state.optimizer), moments, document["optimizer"])
     state.step = document["step"]
     state.skipped_steps = list(document.get("skipped_steps", []))
     state.rollbacks = document.get("rollbacks", 0)

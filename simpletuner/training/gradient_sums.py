@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from simpletuner.training.optim.adamw_bf16 import AdamWBF16
+from simpletuner.training.optim.buckets import BucketOptimizer
 
 
 class GradientSums:
@@ -49,7 +49,7 @@ class GradientSums:
 
     def hand_over(self, optimizer: Optimizer) -> None:
         """Give the sums to the optimizer: as they are to one that takes float32, to others rounded once."""
-        if isinstance(optimizer, AdamWBF16):
+        if isinstance(optimizer, BucketOptimizer):
             optimizer.gradients.update(self._sums)
         else:
             for parameter, total in self._sums.items():

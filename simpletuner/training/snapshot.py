@@ -22,6 +22,7 @@ from simpletuner.models.adapters.adapter import ADAPTER_FILE
 from simpletuner.training.build import Trainable
 from simpletuner.training.host_copies import HostCopies
 from simpletuner.training.manifest import write_manifest
+from simpletuner.training.optimizer import parameter_names
 from simpletuner.training.optimizer_state import find_broken, split_state
 from simpletuner.training.state import TrainState
 
@@ -46,6 +47,7 @@ class Snapshot:
         moments: The optimizer's tensors by name.
         averages: Averaged weights by name, float32; None without `use_ema`.
         companions: What objectives train beside the model, by name; None where they train nothing.
+        sampled: What is generated with and exported by name, where that is not `weights`; else None.
         document: Everything that is no tensor, ready for JSON.
         copies: Says when the tensors have landed.
     """
@@ -56,6 +58,7 @@ class Snapshot:
     moments: Mapping[str, Tensor]
     averages: Mapping[str, Tensor] | None
     companions: Mapping[str, Tensor] | None
+    sampled: Mapping[str, Tensor] | None
     document: Mapping[str, Any]
     copies: HostCopies
 
@@ -86,7 +89,9 @@ def take_snapshot(state: TrainState, facts: Mapping[str, Any], *, is_rolling: bo
         raise _refusal(state.step, "the run has diverged")
     copies = HostCopies()
     row = OPTIMIZERS[state.settings.optimizer]
-    moments, numbers = split_state(state.optimizer, list(state.trainable.parameters), row.group_state, copy=copies.take)
+    moments, numbers = split_state(
+        state.optimizer, parameter_names(state.trainable, state.optimizer), row.group_state, copy=copies.take
+    )
     return Snapshot(
         step=state.step,
         trainable=state.trainable,
@@ -94,6 +99,7 @@ def take_snapshot(state: TrainState, facts: Mapping[str, Any], *, is_rolling: bo
         moments=moments,
         averages=None if state.average is None else state.average.tensors(copies.take),
         companions=None if state.companions is None else state.companions.tensors(copies.take),
+        sampled=_take_sampled(state, copies),
         document={
             "version": STATE_VERSION,
             "step": state.step,
@@ -107,6 +113,16 @@ def take_snapshot(state: TrainState, facts: Mapping[str, Any], *, is_rolling: bo
         },
         copies=copies,
     )
+
+
+def _take_sampled(state: TrainState, copies: HostCopies) -> Mapping[str, Tensor] | None:
+    pairs = state.sampled_weights()
+    if pairs is None:
+        return None
+    names: dict[Tensor, str] = {parameter: name for name, parameter in state.trainable.parameters.items()}
+    sampled = {names[parameter]: copies.take(tensor) for parameter, tensor in pairs}
+    # Before the first step an optimizer may know of no average yet.
+    return {name: sampled.get(name, copies.take(p)) for name, p in state.trainable.parameters.items()}
 
 
 def write_snapshot(snapshot: Snapshot, folder: Path) -> Path:
@@ -125,8 +141,9 @@ def write_snapshot(snapshot: Snapshot, folder: Path) -> Path:
     trainable, metadata = snapshot.trainable, {"global_step": str(snapshot.step)}
     path = folder / snapshot.name
     with staged_folder(path) as staging:
-        trainable.save_weights(staging / trainable.adapter.weights_name, metadata, snapshot.weights)
-        if not trainable.adapter.file_is_exact:
+        shown = snapshot.weights if snapshot.sampled is None else snapshot.sampled
+        trainable.save_weights(staging / trainable.adapter.weights_name, metadata, shown)
+        if snapshot.sampled is not None or not trainable.adapter.file_is_exact:
             _write_tensors(staging / PARAMETERS_NAME, snapshot.weights)
         _write_tensors(staging / OPTIMIZER_NAME, snapshot.moments)
         if snapshot.averages is not None:

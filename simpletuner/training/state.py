@@ -12,20 +12,25 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from simpletuner.config.catalogs.optimizers import OPTIMIZERS
 from simpletuner.config.optimizer_settings import optimizer_arguments
 from simpletuner.config.sections.average import AverageSection
+from simpletuner.config.sections.memory import MemorySection
 from simpletuner.config.sections.optimizer import OptimizerSection
+from simpletuner.config.sections.precision import PrecisionSection
 from simpletuner.config.sections.schedule import ScheduleSection
 from simpletuner.core.errors import UserError
 from simpletuner.data.batch import Batch
-from simpletuner.training.average import WeightAverage
+from simpletuner.training.average import WeightAverage, in_place
 from simpletuner.training.build import Trainable
 from simpletuner.training.companions import Companions
 from simpletuner.training.gradient_sums import GradientSums
 from simpletuner.training.learning_rate import LearningRate
+from simpletuner.training.optim.schedule_free import averaged_weights
+from simpletuner.training.optimizer import build_optimizer
 
 
 class BatchSource(Protocol):
@@ -47,6 +52,10 @@ class StateSettings(Protocol):
     def schedule(self) -> ScheduleSection: ...
     @property
     def average(self) -> AverageSection: ...
+    @property
+    def precision(self) -> PrecisionSection: ...
+    @property
+    def memory(self) -> MemorySection: ...
 
 
 @dataclass
@@ -66,6 +75,7 @@ class TrainState:
         average: Running average of the trained weights, None without `use_ema`.
         companions: What objectives train beside the model; None where they train nothing.
         sums: Where gradients add up in float32; None where they can do so in the parameters.
+        keeps_gradients: Whether the memory of gradients is kept and zeroed between steps, instead of dropped.
         skipped_steps: Numbers of the steps that were passed over because they were broken.
         rollbacks: How often the run went back to a checkpoint.
     """
@@ -82,6 +92,7 @@ class TrainState:
     average: WeightAverage | None = None
     companions: Companions | None = None
     sums: GradientSums | None = None
+    keeps_gradients: bool = False
     skipped_steps: list[int] = field(default_factory=list)
     rollbacks: int = 0
 
@@ -101,6 +112,7 @@ class TrainState:
         """
         is_narrow = any(p.dtype.itemsize < torch.float32.itemsize for p in trainable.parameters.values())
         adds_up = is_narrow and config.schedule.gradient_accumulation_steps > 1
+        adds_up = adds_up and config.precision.gradient_precision != "unmodified"
         return cls(
             trainable=trainable,
             optimizer=build_optimizer(trainable, config),
@@ -112,6 +124,7 @@ class TrainState:
             average=_build_average(trainable, config.average),
             companions=companions,
             sums=GradientSums(trainable.parameters.values()) if adds_up else None,
+            keeps_gradients=not config.memory.set_grads_to_none,
         )
 
     def wearing(self, weights: Literal["base", "adapter", "ema"]) -> AbstractContextManager[None]:
@@ -139,6 +152,23 @@ class TrainState:
         with strength, ExitStack() as worn:
             if averaged and self.average is not None:
                 worn.enter_context(self.average.in_place())
+            else:
+                worn.enter_context(self.sampled())
+            yield
+
+    def sampled_weights(self) -> list[tuple[Tensor, Tensor]] | None:
+        """What is generated with and exported, beside each parameter; None where that is what is trained.
+
+        Optimizers without a schedule sample an average of their own.
+        """
+        if not OPTIMIZERS[self.settings.optimizer].averages:
+            return None
+        return averaged_weights(self.optimizer)
+
+    @contextmanager
+    def sampled(self) -> Iterator[None]:
+        """While open, the parameters are what is generated with and exported."""
+        with in_place(self.sampled_weights() or []):
             yield
 
     def facts(self) -> Mapping[str, Any]:
@@ -157,6 +187,7 @@ class TrainState:
             **({} if self.average is None else self.average.facts),
             "max_train_steps": self.total_steps,
             **{f"optimizer {key}": value for key, value in optimizer_arguments(self.settings).items()},
+            "optimizer_release_gradients": self.settings.optimizer_release_gradients,
             "max_grad_norm": self.settings.max_grad_norm,
             "grad_clip_method": self.settings.grad_clip_method,
         }
@@ -164,37 +195,3 @@ class TrainState:
 
 def _build_average(trainable: Trainable, settings: AverageSection) -> WeightAverage | None:
     return WeightAverage(trainable.parameters, settings, trainable.device) if settings.use_ema else None
-
-
-def build_optimizer(trainable: Trainable, config: StateSettings) -> Optimizer:
-    """The optimizer named in the settings over all trained parameters.
-
-    Raises:
-        UserError: If the name is unknown, or the parameters have another number format than it needs.
-    """
-    settings = config.optimizer
-    row = OPTIMIZERS[settings.optimizer]
-    arguments = {"lr": config.schedule.learning_rate, **optimizer_arguments(settings)}
-    if row.takes_seed:
-        arguments["seed"] = config.schedule.seed
-    try:
-        build = OPTIMIZERS.load(settings.optimizer)
-    except ImportError as error:
-        raise UserError(
-            f"optimizer {settings.optimizer} needs a package that is not installed ({error.name})",
-            f"It comes with the extra '{row.extra}'",
-            f"pip install 'simpletuner[{row.extra}]', or choose adamw_bf16",
-        ) from error
-    optimizer: Optimizer = build(_parameter_groups(trainable, decays="weight_decay" in arguments), **arguments)
-    return optimizer
-
-
-def _parameter_groups(trainable: Trainable, *, decays: bool) -> list[Any]:
-    """What the optimizer is given, in the order of the parameters: one list, or two groups where some are spared
-    from weight decay."""
-    spared = trainable.adapter.undecayed
-    if not (decays and spared):
-        return list(trainable.parameters.values())
-    decayed = [parameter for name, parameter in trainable.parameters.items() if name not in spared]
-    others = [parameter for name, parameter in trainable.parameters.items() if name in spared]
-    return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]

@@ -15,6 +15,7 @@ from simpletuner.data.batch import Batch
 from simpletuner.maths.clipping import clip_gradients
 from simpletuner.objectives.terms import LossTerm
 from simpletuner.runtime.seeds import stream_seed
+from simpletuner.training.optim.released import ReleasedOptimizer
 from simpletuner.training.readout import PendingStep, StepNumbers
 from simpletuner.training.state import TrainState
 
@@ -40,7 +41,8 @@ def take_step(
 
     A step whose loss or gradients are no finite numbers changes neither weights nor optimizer. On the CPU that is
     decided here. On an accelerator the device decides for itself: optimizers that can leave everything as it is do;
-    the others are given gradients of zero, with which only their memory of earlier ones fades by a step.
+    the others are given gradients of zero, with which only their memory of earlier ones fades by a step. Where
+    gradients are released, that is so for each parameter by itself.
 
     Args:
         state: A state between two steps.
@@ -57,6 +59,9 @@ def take_step(
     """
     numbers = StepNumbers(state.step + 1, state.learning_rate(state.step))
     begun_at = state.batches.state_dict()
+    # Before the gradients: where they are released, parameters move in the backward pass.
+    for group in state.optimizer.param_groups:
+        group["lr"] = numbers.learning_rate
     ends_step = False
     while not ends_step:
         if numbers.parts and stop():
@@ -66,13 +71,11 @@ def take_step(
         batch = next(state.batches).to(state.trainable.device, state.trainable.dtype)
         run_micro_step(state, objective, batch, numbers)
         ends_step = batch.ends_step
-    gradients = _gradients(state)
-    settings = state.settings
-    pending = numbers.send(clip_gradients(gradients, settings.max_grad_norm, settings.grad_clip_method))
+    released = isinstance(state.optimizer, ReleasedOptimizer)
+    gradients = [] if released else _gradients(state)
+    pending = numbers.send(_limited_norm(state, gradients))
     if not (pending.waits or skips):
         refuse_broken_step(state, pending)
-    for group in state.optimizer.param_groups:
-        group["lr"] = numbers.learning_rate
     if pending.waits:
         _update_unless_broken(state, pending, gradients)
     elif pending.fault is None:
@@ -105,6 +108,14 @@ def refuse_broken_step(state: TrainState, pending: PendingStep) -> None:
         raise pending.fault.as_error()
 
 
+def _limited_norm(state: TrainState, gradients: Sequence[Tensor]) -> Tensor:
+    """Limit the gradients; their global L2 norm from before, on their device."""
+    settings = state.settings
+    if isinstance(state.optimizer, ReleasedOptimizer):
+        return state.optimizer.gradient_norm()
+    return clip_gradients(gradients, settings.clip_limit, settings.grad_clip_method)
+
+
 def _update(state: TrainState) -> None:
     if state.sums is not None:
         state.sums.hand_over(state.optimizer)
@@ -131,7 +142,7 @@ def _update_unless_broken(state: TrainState, pending: PendingStep, gradients: Se
 
 
 def _drop_gradients(state: TrainState) -> None:
-    state.optimizer.zero_grad(set_to_none=True)
+    state.optimizer.zero_grad(set_to_none=not state.keeps_gradients)
     if state.sums is not None:
         state.sums.clear()
     if state.companions is not None:

@@ -9,6 +9,7 @@ import pytest
 
 from simpletuner.config.catalogs.families import family_defaults
 from simpletuner.config.surfaces.docs import options_page
+from simpletuner.config.surfaces.optimizer_page import optimizers_page
 from simpletuner.config.table import alias_table, dataset_tables, option_table
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -17,6 +18,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 def test_page_is_current() -> None:
     written = (REPOSITORY / "docs/options.md").read_text(encoding="utf-8")
     assert written == options_page(), "run `make docs`"
+
+
+def test_page_of_optimizers_is_current() -> None:
+    written = (REPOSITORY / "docs/optimizers.md").read_text(encoding="utf-8")
+    assert written == optimizers_page(), "run `make docs`"
 
 
 def test_every_deviation_in_the_record_is_true() -> None:

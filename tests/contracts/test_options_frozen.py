@@ -21,7 +21,7 @@ READ_BY_CONFIG = {
     "adam_epsilon", "adam_weight_decay", "ltx_train_mode", "enable_group_offload", "group_offload_type",
     "group_offload_blocks_per_group", "gradient_checkpointing_interval", "gradient_checkpointing_blocks",
     "crepa_feature_source", "crepa_use_backbone_features", "scheduled_sampling_sampler", "scheduled_sampling_order",
-    "scheduled_sampling_reflexflow",
+    "scheduled_sampling_reflexflow", "fuse_optimizer", "prodigy_steps",
 }  # fmt: skip
 
 

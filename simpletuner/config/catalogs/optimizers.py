@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -22,6 +23,12 @@ class OptimizerRow:
         group_state: What it counts in its group of parameters instead of per parameter; part of a checkpoint.
         extra: Extra of the package that must be installed; empty when none is needed.
         help: One sentence for people.
+        clips: Whether gradients are clipped for it; False for those that limit their own updates.
+        finds_rate: Whether it finds its step size itself, so that a learning rate near 1 is meant.
+        averages: Whether what is sampled and saved is an average it keeps, not the parameters it steps.
+        compiles: Whether its update is compiled at the first step.
+        releases: Whether each parameter can be updated by itself, in the middle of the backward pass.
+        offloads: Whether it can run on the CPU for parameters of a card.
     """
 
     target: str
@@ -32,6 +39,12 @@ class OptimizerRow:
     group_state: tuple[str, ...] = ()
     extra: str = ""
     help: str = ""
+    clips: bool = True
+    finds_rate: bool = False
+    averages: bool = False
+    compiles: bool = False
+    releases: bool = False
+    offloads: bool = False
 
     @property
     def bytes_per_parameter(self) -> float:
@@ -45,10 +58,14 @@ _KAHAN = {"kahan_sum": True, "decouple_lr": False}
 
 
 def _torch(name: str, state_bytes: float, settings: Mapping[str, Any], help: str) -> OptimizerRow:  # noqa: A002
-    return OptimizerRow(f"torch.optim:{name}", "fp32", state_bytes, settings, help=help)
+    return OptimizerRow(
+        f"torch.optim:{name}", "fp32", state_bytes, settings, help=help, releases=True, offloads=True
+    )  # fmt: skip
 
 
-def _optimi(name: str, state_bytes: float, settings: Mapping[str, Any], help: str) -> OptimizerRow:  # noqa: A002
+def _optimi(
+    name: str, state_bytes: float, settings: Mapping[str, Any], help: str, *, clips: bool = True  # noqa: A002
+) -> OptimizerRow:  # fmt: skip
     """Parameters and moments in bfloat16 with Kahan summation (torch-optimi)."""
     return OptimizerRow(
         f"optimi:{name}",
@@ -58,19 +75,55 @@ def _optimi(name: str, state_bytes: float, settings: Mapping[str, Any], help: st
         group_state=("step", "setup"),
         extra="optimi",
         help=f"{help} (torch-optimi).",
+        clips=clips,
+        releases=True,
     )
 
 
 def _bnb(name: str, state_bytes: float, settings: Mapping[str, Any], help: str) -> OptimizerRow:  # noqa: A002
+    module = "simpletuner.training.optim.bnb_paged" if name.startswith("Paged") else "bitsandbytes.optim"
     return OptimizerRow(
-        f"bitsandbytes.optim:{name}", "fp32", state_bytes, settings, extra="bnb", help=f"{help} (bitsandbytes)."
+        f"{module}:{name}", "fp32", state_bytes, settings, extra="bnb", help=f"{help} (bitsandbytes).", releases=True
+    )
+
+
+def _ao(name: str, state_bytes: float, help: str) -> OptimizerRow:  # noqa: A002
+    """Parameters in bfloat16 rounded at random, moments in few bits (torchao)."""
+    return OptimizerRow(
+        f"simpletuner.training.optim.torchao_adam:{name}",
+        "bf16",
+        state_bytes,
+        {**_ADAM, "compiled": True},
+        takes_seed=True,
+        extra="torchao",
+        help=f"{help}; compiled at the first step (torchao).",
+        compiles=True,
+        releases=True,
+    )
+
+
+def _schedule_free(weight_decay: float, help: str) -> OptimizerRow:  # noqa: A002
+    return OptimizerRow(
+        "simpletuner.training.optim.schedule_free:KahanScheduleFree",
+        "bf16",
+        10,
+        {**_SCHEDULE_FREE, "weight_decay": weight_decay},
+        group_state=("k", "weight_sum", "lr_max"),
+        help=help,
+        averages=True,
     )
 
 
 _LION = {"betas": (0.9, 0.99), "weight_decay": 0.0}
+_ADEMAMIX = {"betas": (0.9, 0.999, 0.9999), "alpha": 5.0, "t_alpha": 0, "t_beta3": 0, "eps": 1e-8, "weight_decay": 0.01}
+_ADAGRAD = {"eps": 1e-10, "weight_decay": 0.0}
 _EIGHT_BIT = {"min_8bit_size": 4096}
-# Two 8-bit moments and a float32 scale for every 256 of them.
+_SCHEDULE_FREE = {
+    "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01, "r": 0.0, "weight_lr_power": 2.0
+}  # fmt: skip
+# One 8-bit moment and a float32 scale for every 256 of them; four bits with a scale for every 128.
 _BLOCKWISE = 1 + 4 / 256
+_BLOCKWISE_4BIT = 0.5 + 4 / 128
 
 OPTIMIZERS: Catalog[OptimizerRow] = Catalog(
     "optimizer",
@@ -82,10 +135,60 @@ OPTIMIZERS: Catalog[OptimizerRow] = Catalog(
             settings=_ADAM,
             takes_seed=True,
             help="AdamW on bfloat16 parameters: float32 moments, updates rounded at random so that none is lost.",
+            releases=True,
+            offloads=True,
+        ),
+        "adamw_schedulefree": _schedule_free(
+            0.01, "AdamW that samples an average of its steps and needs no decaying learning rate; exact in bfloat16."
+        ),
+        "adamw_schedulefree+aggressive": _schedule_free(
+            0.001, "Schedule-free AdamW with a tenth of the weight decay, which holds weights back less."
+        ),
+        "adamw_schedulefree+no_kahan": OptimizerRow(
+            "simpletuner.training.optim.schedule_free_fp32:ScheduleFree",
+            "fp32",
+            8,
+            _SCHEDULE_FREE,
+            group_state=("k", "weight_sum", "lr_max"),
+            extra="schedulefree",
+            help="Schedule-free AdamW on float32 parameters, which need no compensation (schedulefree).",
+            averages=True,
+        ),
+        "muon": OptimizerRow(
+            "simpletuner.training.optim.muon:Muon",
+            "bf16",
+            4,
+            {"momentum": 0.95, "nesterov": True, "ns_steps": 5, "match_rms_adamw": True, **_ADAM, "eps": 1e-8},
+            takes_seed=True,
+            help="Muon: steps of matrices are made orthogonal, the rest is AdamW's; learning rates as for AdamW.",
+            releases=True,
+            offloads=True,
+        ),
+        "soap": OptimizerRow(
+            "simpletuner.training.optim.soap:Soap",
+            "fp32",
+            8,
+            {"betas": (0.95, 0.95), "eps": 1e-8, "weight_decay": 0.01, "precondition_frequency": 10,
+             "max_precondition_dim": 1024, "correct_bias": True, "normalize_gradient": False},
+            group_state=("step",),
+            extra="soap",
+            help="SOAP: Adam in the eigenvectors of Shampoo, for sides up to max_precondition_dim; each such side "
+            "of length n adds 8 n^2 bytes (pytorch-optimizer).",
+        ),
+        "prodigy": OptimizerRow(
+            "simpletuner.training.optim.prodigy:Prodigy",
+            "fp32",
+            16,
+            {"betas": (0.9, 0.999), "beta3": 0.0, "eps": 1e-8, "weight_decay": 0.0, "use_bias_correction": False,
+             "safeguard_warmup": True, "d0": 1e-6, "d_coef": 1.0, "growth_rate": math.inf, "slice_p": 1},
+            group_state=("d", "d_max", "d_numerator", "k"),
+            help="Adam that finds its own step size; learning_rate 1 is meant.",
+            clips=False,
+            finds_rate=True,
         ),
         "torch-adamw": _torch("AdamW", 8, {**_ADAM, "fused": True}, "PyTorch's AdamW on float32 parameters."),
         "torch-adam": _torch("Adam", 8, {**_PLAIN_ADAM, "fused": True}, "Adam; its weight decay is not decoupled."),
-        "torch-sgd": _torch("SGD", 4, {"momentum": 0.9, "weight_decay": 0.0, "nesterov": False},
+        "torch-sgd": _torch("SGD", 4, {"momentum": 0.9, "weight_decay": 0.0, "nesterov": False, "fused": False},
                             "Gradient descent with momentum; wants a far larger learning rate."),
         "torch-radam": _torch("RAdam", 8, {**_PLAIN_ADAM, "decoupled_weight_decay": False}, "Adam with a rectified "
                               "start."),
@@ -106,7 +209,8 @@ OPTIMIZERS: Catalog[OptimizerRow] = Catalog(
         "optimi-adam": _optimi("Adam", 6, {"betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.0}, "Adam"),
         "optimi-lion": _optimi("Lion", 4, _LION, "Lion: steps by sign; 3 to 10 times lower learning rate than AdamW"),
         "optimi-stableadamw": _optimi("StableAdamW", 6, {**_ADAM, "betas": (0.9, 0.99)},
-                                      "AdamW that limits each update itself, so that gradients are not clipped"),
+                                      "AdamW that limits each update itself, so that gradients are not clipped",
+                                      clips=False),
         "optimi-radam": _optimi("RAdam", 6, {"betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.0}, "RAdam"),
         "optimi-ranger": _optimi("Ranger", 8, {"betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.0, "k": 6,
                                                "alpha": 0.5}, "RAdam with a slow average every k steps"),
@@ -128,8 +232,18 @@ OPTIMIZERS: Catalog[OptimizerRow] = Catalog(
         "bnb-lion8bit": _bnb("Lion8bit", _BLOCKWISE, {**_LION, **_EIGHT_BIT}, "Lion with an 8-bit moment"),
         "bnb-lion8bit-paged": _bnb("PagedLion8bit", _BLOCKWISE, {**_LION, **_EIGHT_BIT},
                                    "Lion with an 8-bit moment that moves to RAM when the card is full"),
+        "bnb-ademamix": _bnb("AdEMAMix", 12, _ADEMAMIX, "AdamW with a second, far longer memory of the gradient"),
+        "bnb-ademamix-paged": _bnb("PagedAdEMAMix", 12, _ADEMAMIX,
+                                   "AdEMAMix whose moments move to RAM when the card is full"),
+        "bnb-ademamix8bit": _bnb("AdEMAMix8bit", 3 * _BLOCKWISE, {**_ADEMAMIX, **_EIGHT_BIT},
+                                 "AdEMAMix with 8-bit moments"),
+        "bnb-ademamix8bit-paged": _bnb("PagedAdEMAMix8bit", 3 * _BLOCKWISE, {**_ADEMAMIX, **_EIGHT_BIT},
+                                       "AdEMAMix with 8-bit moments that move to RAM when the card is full"),
+        "bnb-adagrad": _bnb("Adagrad", 4, _ADAGRAD, "Adagrad"),
+        "bnb-adagrad8bit": _bnb("Adagrad8bit", _BLOCKWISE, {**_ADAGRAD, **_EIGHT_BIT}, "Adagrad with 8-bit sums"),
+        "ao-adamw8bit": _ao("AdamW8bit", 2 * _BLOCKWISE, "AdamW with 8-bit moments"),
+        "ao-adamw4bit": _ao("AdamW4bit", 2 * _BLOCKWISE_4BIT, "AdamW with 4-bit moments"),
+        "ao-adamfp8": _ao("AdamFp8", 2 * _BLOCKWISE, "Adam with float8 moments"),
+        "ao-adamwfp8": _ao("AdamWFp8", 2 * _BLOCKWISE, "AdamW with float8 moments"),
     },
 )  # fmt: skip
-
-# Optimizers that bound their own updates; clipping gradients as well would change what they do.
-SELF_LIMITING = frozenset({"optimi-stableadamw"})

@@ -133,9 +133,11 @@ class MemorySection(Section):
         level="expert", planned="emptying the allocator's cache", neutral=(0,),
     )  # fmt: skip
     set_grads_to_none: bool = option(
-        True, "Drop gradients after a step instead of zeroing them.", "每步后丢弃梯度而不是清零。", level="expert",
-        accepted_note="gradients are always dropped after a step",
-    )  # fmt: skip
+        True,
+        "Drop gradients after a step; false keeps their memory and zeroes it.",
+        "每步后丢弃梯度；false 则保留其内存并清零。",
+        level="expert",
+    )
 
     @property
     def streams_blocks(self) -> bool:

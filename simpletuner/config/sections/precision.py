@@ -84,9 +84,13 @@ class PrecisionSection(Section):
         False, "Quantize activations too.", "同时量化激活值。", level="expert", planned=QUANTIZED
     )
     gradient_precision: Literal["unmodified", "fp32"] | None = option(
-        None, "Number format in which gradients are added up.", "累加梯度时的数值格式。", level="expert",
-        accepted_note="the optimizer decides: adapter weights and their gradients are kept in its own format",
-    )  # fmt: skip
+        None,
+        "Number format in which gradients of several micro-batches are added up: `fp32` (also when absent), or the "
+        "parameters' own (`unmodified`), which takes 2 bytes per trained value less and rounds each sum.",
+        "累加多个微批次梯度时的数值格式：`fp32`（未给出时亦然），或与参数相同（`unmodified`），"
+        "每个被训练的值少占 2 字节，但每次求和都会舍入。",
+        level="expert",
+    )
     disable_tf32: bool = option(
         False, "Switch TF32 arithmetic off on CUDA devices.", "在 CUDA 设备上关闭 TF32。", level="advanced",
         planned="switching TF32 off",

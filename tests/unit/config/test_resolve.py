@@ -212,6 +212,7 @@ TOGETHER = {  # options which only make sense with another
     "num_train_epochs": {"max_train_steps": 0}, "max_train_steps": {"num_train_epochs": 0},
     "prepend_instance_prompt": {"instance_prompt": "a cat"}, "only_instance_prompt": {"instance_prompt": "a cat"},
     "mixed_precision": {"optimizer": "torch-adamw"}, "learning_rate": {"lr_end": 0},
+    "fuse_optimizer": {"optimizer": "torch-sgd"}, "prodigy_steps": {"optimizer": "prodigy"},
 }  # fmt: skip
 SPECIAL = {
     "data_backend_config": "config/multidatabackend.json", "resolution": 640.0, "resolution_type": "pixel",

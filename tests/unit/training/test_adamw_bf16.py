@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from simpletuner.core.errors import UserError
-from simpletuner.training.optim import adamw_bf16
-from simpletuner.training.optim.adamw_bf16 import AdamWBF16, round_at_random
+from simpletuner.training.optim import adamw_bf16, buckets
+from simpletuner.training.optim.adamw_bf16 import AdamWBF16
+from simpletuner.training.optim.rounding import round_at_random
 
 BETAS, EPS = (0.9, 0.999), 1e-6
 
@@ -44,8 +45,8 @@ def test_follows_the_float64_reference() -> None:
     moved = (expected - parameter.data.double()).abs().mean()
     train([parameter], [[g] for g in gradients], lr=3e-3, weight_decay=0.1, seed=1)
     error = parameter.data.double() - expected
-    # Single values are rounded at every step; their mean over 6144 elements must not drift.
-    assert error.mean().abs() < 0.005 * moved
+    # Single values are rounded at every step; their mean over 6144 elements must not drift from none.
+    assert error.mean().abs() < 4 * error.std() / error.numel() ** 0.5
     assert error.abs().mean() < 0.5 * moved
 
 
@@ -61,7 +62,7 @@ def test_moments_follow_the_float64_reference_closely() -> None:
 
 def _mean_displacement_after_tiny_updates(rounding: bool, monkeypatch: pytest.MonkeyPatch) -> float:
     if not rounding:
-        monkeypatch.setattr(adamw_bf16, "round_at_random", lambda values, seed: values.to(torch.bfloat16))
+        monkeypatch.setattr(adamw_bf16, "round_at_random", lambda values, seed: values)
     parameter = nn.Parameter(torch.ones(256, dtype=torch.bfloat16))
     gradient = torch.ones(256, dtype=torch.bfloat16)
     optimizer = AdamWBF16([parameter], lr=1e-6, betas=BETAS, eps=EPS, weight_decay=0.0, seed=3)
@@ -109,14 +110,14 @@ def test_a_bfloat16_second_moment_would_never_recover() -> None:
 def test_random_rounding_is_unbiased_and_takes_only_neighbours() -> None:
     value = 1.0 + 0.3 * 2**-7  # three tenths of the way from 1 to the next bfloat16
     for sign in (1.0, -1.0):
-        rounded = round_at_random(torch.full((100_000,), sign * value), seed=5).double()
+        rounded = round_at_random(torch.full((1_000_003,), sign * value), seed=5).double()
         assert set(rounded.abs().tolist()) == {1.0, 1.0 + 2**-7}
-        assert rounded.mean().item() == pytest.approx(sign * value, abs=2e-5)
+        assert rounded.mean().item() == pytest.approx(sign * value, abs=1.5e-5)  # four standard errors
 
 
 def test_values_that_bfloat16_has_stay() -> None:
     values = normals(4099).float()
-    assert torch.equal(round_at_random(values.clone(), seed=6), values.bfloat16())
+    assert torch.equal(round_at_random(values.clone(), seed=6), values)
 
 
 def test_rounding_depends_on_the_seed_only() -> None:
@@ -131,13 +132,14 @@ def test_buckets_do_not_change_moments(monkeypatch: pytest.MonkeyPatch) -> None:
     gradients = [[normals(*shape, seed=10 * n + k) for k, shape in enumerate(shapes)] for n in range(4)]
 
     def moments(bucket_elements: int) -> list[Tensor]:
-        monkeypatch.setattr(adamw_bf16, "BUCKET_ELEMENTS", bucket_elements)
+        monkeypatch.setattr(buckets, "BUCKET_ELEMENTS", bucket_elements)
         parameters = [nn.Parameter(normals(*shape, seed=50)) for shape in shapes]
         optimizer = train(parameters, gradients, lr=0.0)
         return [optimizer.state[p]["exp_avg_sq"].clone() for p in parameters]
 
     for large, small in zip(moments(1 << 20), moments(64), strict=True):
-        assert torch.equal(large, small)
+        # Not to the bit: the fused kernel computes the ends of a vector in another order.
+        assert torch.allclose(large, small, rtol=1e-6, atol=0)
 
 
 def test_continues_bit_for_bit_from_a_saved_state() -> None:

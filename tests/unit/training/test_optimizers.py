@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 from typing import Any
@@ -25,13 +24,21 @@ SHAPES = [(96, 64), (16, 512), (64,)]
 
 def build(name: str, parameters: list[Any], lr: float = 1e-2) -> torch.optim.Optimizer:
     row = OPTIMIZERS[name]
-    if row.extra:
-        pytest.importorskip(row.target.split(".")[0].split(":")[0])
     arguments: dict[str, Any] = optimizer_arguments(OptimizerSection(optimizer=name))
     if row.takes_seed:
         arguments["seed"] = 3
-    optimizer: torch.optim.Optimizer = OPTIMIZERS.load(name)(parameters, lr=lr, **arguments)
+    if row.compiles:
+        arguments["compiled"] = False
+    optimizer: torch.optim.Optimizer = load(name)(parameters, lr=1.0 if row.finds_rate else lr, **arguments)
     return optimizer
+
+
+def load(name: str) -> Any:
+    """The class; the test is skipped where its package is not installed."""
+    try:
+        return OPTIMIZERS.load(name)
+    except ImportError as error:
+        pytest.skip(f"needs {error.name}")
 
 
 def make_parameters(name: str) -> list[torch.nn.Parameter]:
@@ -89,7 +96,9 @@ def test_groups_that_count_for_themselves_continue_bit_for_bit(name: str) -> Non
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_state_costs_what_is_stated(name: str) -> None:
-    parameter = torch.nn.Parameter(make_parameters(name)[0].detach().new_ones(512, 256))
+    # SOAP's statistics grow with the square of a side: as an adapter's matrix, with one side left as it is.
+    shape = (16, 8192) if name == "soap" else (512, 256)
+    parameter = torch.nn.Parameter(make_parameters(name)[0].detach().new_ones(shape))
     optimizer = build(name, [parameter])
     take_steps(optimizer, [parameter], range(1))
     tensors, _ = split_state(optimizer, ["a"])
@@ -100,12 +109,8 @@ def test_state_costs_what_is_stated(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_settings_are_arguments_of_the_class(name: str) -> None:
-    row = OPTIMIZERS[name]
-    module, _, attribute = row.target.partition(":")
-    if row.extra:
-        pytest.importorskip(module.split(".")[0])
-    signature = inspect.signature(getattr(importlib.import_module(module), attribute).__init__)
-    assert set(row.settings) <= set(signature.parameters)
+    signature = inspect.signature(load(name).__init__)
+    assert set(OPTIMIZERS[name].settings) <= set(signature.parameters)
 
 
 def test_options_and_free_settings_reach_the_optimizer() -> None:
