@@ -18,6 +18,7 @@ from simpletuner.config.paths import check_sources
 from simpletuner.config.prompts import name_prompts, read_library
 from simpletuner.config.rules import apply_rules
 from simpletuner.config.run_config import ValidationPrompt
+from simpletuner.config.sections.memory import MemorySection
 from simpletuner.config.sections.model import ModelSection
 from simpletuner.config.sections.precision import PrecisionSection
 from simpletuner.config.sections.validation import ValidationSection, parse_sizes
@@ -41,6 +42,10 @@ FLAGS: Mapping[str, str] = {
     "seed": "validation_seed",
 }
 _SIZE = "validation_resolution"
+_STREAMING: Final = (
+    "enable_group_offload", "group_offload_type", "group_offload_blocks_per_group", "group_offload_use_stream",
+    "group_offload_to_disk_path", "group_offload_text_encoder", "musubi_blocks_to_swap",
+)  # fmt: skip
 _FRAMES_WITH_PICTURE = 9  # the picture is the first latent frame, and one must be left to make
 
 
@@ -48,7 +53,7 @@ def used_options() -> frozenset[str]:
     """Options that say anything about generating a video."""
     table = option_table()
     of_sections = {name for name, spec in table.items() if spec.section in ("model", "precision")}
-    return frozenset(of_sections - {"model_type"} | {*FLAGS.values(), _SIZE, "vae_enable_tiling"})
+    return frozenset(of_sections - {"model_type"} | {*FLAGS.values(), _SIZE, "vae_enable_tiling", *_STREAMING})
 
 
 @dataclass(frozen=True)
@@ -56,13 +61,14 @@ class GenerationSettings:
     """The model and the videos' form.
 
     Attributes:
-        model, precision, validation: The sections that the options were read into.
+        model, precision, memory, validation: The sections that the options were read into.
         frame_rate: Frames per second.
         tiling: Whether frames are decoded in tiles.
     """
 
     model: ModelSection
     precision: PrecisionSection
+    memory: MemorySection
     validation: ValidationSection
     frame_rate: float
     tiling: bool
@@ -171,6 +177,7 @@ def _build(values: Mapping[str, Any]) -> GenerationSettings:
     return GenerationSettings(
         model=section(ModelSection),
         precision=section(PrecisionSection),
+        memory=section(MemorySection),
         validation=section(ValidationSection),
         frame_rate=values["framerate"] or FAMILIES[FAMILY].frame_rate,
         tiling=bool(values["vae_enable_tiling"]),

@@ -15,7 +15,6 @@ from typing import Any, Final
 from simpletuner.config.run_config import RunConfig
 from simpletuner.core.errors import Problem, UserError
 from simpletuner.events.types import Event, StageAdvanced, StageFinished, StageStarted
-from simpletuner.models.adapters.applied import apply_adapters
 from simpletuner.models.adapters.weights_file import (
     BEST_FOLDER,
     TRANSFORMER_FOLDER,
@@ -27,9 +26,10 @@ from simpletuner.models.adapters.weights_file import (
 from simpletuner.recipes.cache import open_cache_plan
 from simpletuner.recipes.encode import fill_caches
 from simpletuner.recipes.evaluating import build_yardstick
+from simpletuner.recipes.model_in_use import use_model
 from simpletuner.recipes.plan import RunPlan
-from simpletuner.runtime.host import Host, find_host, release_memory
-from simpletuner.training.build import load_frozen, weight_dtype
+from simpletuner.runtime.host import Host, find_host
+from simpletuner.training.build import weight_dtype
 from simpletuner.validation.stable_loss import Measurement, Yardstick, measure
 
 STAGE: Final = "evaluation"
@@ -130,7 +130,6 @@ def evaluate_candidates(
 
     for candidate in candidates:
         evaluations.append(Evaluation(candidate.name, _measure(config, plan, host, candidate, yardstick, advance)))
-        release_memory(host.device)
     emit(StageFinished(STAGE, total, time.monotonic() - begun))
     return evaluations
 
@@ -146,11 +145,9 @@ def _measure(
     source = plan.source
     if candidate.file is not None and candidate.file.kind == "whole":
         source = plan.family.resolve(config.model.model_copy(update=_whole(candidate.file)))
-    dtype = weight_dtype(config.precision)
-    transformer = load_frozen(plan.family, source, config.precision, dtype, host.device)
-    files = [candidate.file] if candidate.file is not None else []
-    with apply_adapters(transformer, plan.family, files).shown():
-        return measure(transformer, plan.family, source, yardstick, host.device, dtype, advance)
+    dtype, files = weight_dtype(config.precision), [candidate.file] if candidate.file is not None else []
+    with use_model(plan.family, source, config, files, host) as model:
+        return measure(model.transformer, plan.family, source, yardstick, host.device, dtype, advance)
 
 
 def _whole(file: WeightsFile) -> Mapping[str, str]:

@@ -6,8 +6,7 @@ Everything a judgement needs stands in `evaluation.jsonl`, so a resumed run judg
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 from simpletuner.caching.fingerprint import fingerprint
@@ -213,21 +212,14 @@ class Evaluations:
         session, best = self._session, self.best
         assert best is not None
         metadata = {**weights_metadata(session), "evaluation_loss": f"{best.loss:.6f}"}
-        with staged_folder(session.folder / BEST_FOLDER) as staging, self._worn_for_saving(weights):
-            session.trainable.save_weights(staging / session.trainable.adapter.weights_name, metadata)
+        average = session.state.average
+        values = average.tensors() if weights == "ema" and average is not None else None
+        with staged_folder(session.folder / BEST_FOLDER) as staging:
+            session.trainable.save_weights(staging / session.trainable.adapter.weights_name, metadata, values)
             write_json_atomic(
                 staging / BEST_RECORD,
                 {"step": best.step, "evaluation_loss": best.loss, "weights": weights, "yardstick": self._fingerprint},
             )
-
-    @contextmanager
-    def _worn_for_saving(self, weights: Measured) -> Iterator[None]:
-        average = self._session.state.average
-        if weights != "ema" or average is None:
-            yield
-            return
-        with average.in_place():
-            yield
 
 
 def build_yardstick(

@@ -24,13 +24,13 @@ from simpletuner.events.types import (
     StoryTold,
     VideoGenerated,
 )
-from simpletuner.models.adapters.applied import AppliedAdapters, apply_adapters, refuse_misfits
+from simpletuner.models.adapters.applied import AppliedAdapters, refuse_misfits
 from simpletuner.models.adapters.lora_file import read_lora_file
-from simpletuner.models.family import ModelFamily, Source
+from simpletuner.models.family import Autoencoder, ModelFamily, Source
 from simpletuner.recipes.encode import DTYPES
 from simpletuner.recipes.generation_order import GenerationOrder
+from simpletuner.recipes.model_in_use import use_model
 from simpletuner.runtime.host import Host, find_host, release_memory
-from simpletuner.training.build import load_frozen, weight_dtype
 from simpletuner.validation.first_frame import read_first_frame
 from simpletuner.validation.generate import (
     GENERATION_FAULTS,
@@ -62,34 +62,16 @@ def generate_order(order: GenerationOrder, emit: Callable[[Event], None]) -> lis
     _prove_fit(order, family, source)
     prompts = _encode_prompts(order, family, source, host, emit)
     settings = order.settings
-    dtype = weight_dtype(settings.precision)
-    transformer = load_frozen(family, source, settings.precision, dtype, host.device)
-    applied = apply_adapters(transformer, family, order.adapters)
-    _tell(order, source, applied, host, emit)
-    autoencoder = family.load_autoencoder(
-        source, DTYPES[settings.precision.vae_dtype], host.device, tiling=settings.tiling
-    )
-    studio = Studio(
-        transformer, family, source, prompts, settings.validation, settings.frame_rate, _model_facts(order, source)
-    )
-    weights: Weights = "adapter" if order.adapters else "base"
-    trained = max((int(file.metadata.get("global_step", "0")) for file in order.adapters), default=0)
-    total, started = len(order.pieces) * settings.validation.validation_num_inference_steps, time.monotonic()
-    emit(StageStarted(STAGE, "Generating videos", total, "steps"))
-    made, failed = [], []
-    with applied.shown():
-        for number, piece in enumerate(order.pieces):
-            job = VideoJob(piece.prompt, piece.width, piece.height, piece.seed, piece.path)
-            try:
-                event = make_video(studio, autoencoder, job, number, step=trained, weights=weights, emit=emit)
-            except GENERATION_FAULTS as error:
-                failed.append(f"'{piece.path.name}': {reason_of(error)}")
-                emit(Noticed("error", f"no video {failed[-1]}"))
-                release_memory(host.device)
-                continue
-            made.append(event)
-            emit(event)
-    emit(StageFinished(STAGE, total, time.monotonic() - started, f"{len(made)} videos"))
+    with use_model(family, source, settings, order.adapters, host) as model:
+        _tell(order, source, model.applied, host, emit)
+        autoencoder = family.load_autoencoder(
+            source, DTYPES[settings.precision.vae_dtype], host.device, tiling=settings.tiling
+        )
+        studio = Studio(
+            model.transformer, family, source, prompts, settings.validation, settings.frame_rate,
+            _model_facts(order, source),
+        )  # fmt: skip
+        made, failed = _make_all(order, studio, autoencoder, host, emit)
     if failed:
         raise UserError(
             f"{len(failed)} of {len(order.pieces)} videos could not be made; the first is {failed[0]}",
@@ -98,6 +80,32 @@ def generate_order(order: GenerationOrder, emit: Callable[[Event], None]) -> lis
             "need less",
         )
     return made
+
+
+def _make_all(
+    order: GenerationOrder, studio: Studio, autoencoder: Autoencoder, host: Host, emit: Callable[[Event], None]
+) -> tuple[list[VideoGenerated], list[str]]:
+    """The videos that were made, and what was wrong with the others."""
+    weights: Weights = "adapter" if order.adapters else "base"
+    steps = (file.metadata.get("global_step", "") for file in order.adapters)
+    trained = max((int(step) for step in steps if step.isdecimal()), default=0)
+    total, started = len(order.pieces) * studio.settings.validation_num_inference_steps, time.monotonic()
+    emit(StageStarted(STAGE, "Generating videos", total, "steps"))
+    made: list[VideoGenerated] = []
+    failed: list[str] = []
+    for number, piece in enumerate(order.pieces):
+        job = VideoJob(piece.prompt, piece.width, piece.height, piece.seed, piece.path)
+        try:
+            event = make_video(studio, autoencoder, job, number, step=trained, weights=weights, emit=emit)
+        except GENERATION_FAULTS as error:
+            failed.append(f"'{piece.path.name}': {reason_of(error)}")
+            emit(Noticed("error", f"no video {failed[-1]}"))
+            release_memory(host.device)
+            continue
+        made.append(event)
+        emit(event)
+    emit(StageFinished(STAGE, total, time.monotonic() - started, f"{len(made)} videos"))
+    return made, failed
 
 
 def _prove_fit(order: GenerationOrder, family: ModelFamily, source: Source) -> None:
@@ -130,7 +138,10 @@ def _encode_prompts(
     texts = {piece.prompt.prompt for piece in order.pieces} | {order.settings.validation.validation_negative_prompt}
 
     def load() -> Any:
-        return family.load_prompt_encoder(source, dtype, host.device, precision=precision.text_encoder_1_precision)
+        return family.load_prompt_encoder(
+            source, dtype, host.device, precision=precision.text_encoder_1_precision,
+            streamed=order.settings.memory.group_offload_text_encoder,
+        )  # fmt: skip
 
     prompts = cache_prompts(sorted(texts), settings, load, emit=emit)
     release_memory(host.device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors.torch import save as serialize
@@ -15,19 +16,25 @@ from torch import Tensor, nn
 
 from simpletuner.config.sections.memory import MemorySection
 from simpletuner.core.files import write_atomic
-from simpletuner.models.adapters.adapter import Adapter
 from simpletuner.runtime.streaming import BlockStreamer, move_resident
 
 
+class Movable(Protocol):
+    """What is beside the transformer's own tree."""
+
+    def move(self, device: torch.device) -> None:
+        """Put it on `device`, in place."""
+
+
 def stream_blocks(
-    transformer: nn.Module, block_list: str, adapter: Adapter, memory: MemorySection, device: torch.device, scratch: str
+    transformer: nn.Module, block_list: str, adapter: Movable, memory: MemorySection, device: torch.device, scratch: str
 ) -> BlockStreamer:
     """Bring a transformer with its adapter from the CPU to `device`, all but the blocks that are streamed.
 
     Args:
         transformer: On the CPU, frozen, quantized if wanted, adapter attached.
         block_list: Name of its list of repeated blocks.
-        adapter: What is trained; it goes to the device.
+        adapter: What is trained or used; it goes to the device.
         memory: Says which blocks are streamed and how.
         device: Where the model is computed.
         scratch: What tells this run from all others that may use the same folder on disk, such as its output_dir.

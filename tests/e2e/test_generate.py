@@ -69,6 +69,7 @@ def test_a_run_makes_again_what_its_validation_showed(project: Project, capfd: p
         {"base_model_precision": "int8-quanto", "optimizer": "adamw_bf16", "mixed_precision": "bf16"},
         {"use_dora": "true"},
         {"lora_format": "comfyui"},
+        {"enable_group_offload": "true", "gradient_checkpointing": "true"},
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )

@@ -31,6 +31,11 @@ class AppliedAdapters:
         self._lycoris = tuple(lycoris)
         self.lines = tuple(lines)
 
+    def move(self, device: torch.device) -> None:
+        """Put what is held beside the transformer's own tree on `device`, in place."""
+        for adapter in self._lycoris:
+            adapter.move(device)
+
     @contextmanager
     def shown(self) -> Iterator[None]:
         """Every adapter at its strength, without dropout, for the length of the block."""
