@@ -50,6 +50,7 @@ class LatentSettings:
         device: Where the autoencoder is.
         on_demand: Data sets whose clips are encoded when they are first read.
         unwritten: Those of them of which nothing is kept.
+        redrawn: Data sets whose samples lie elsewhere in each epoch; these are encoded when they are read and not kept.
         scanned: Data sets whose entries are verified to the last byte at the start; of the others the headers are
             compared then, and the checksums when they are first read.
     """
@@ -62,6 +63,7 @@ class LatentSettings:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     on_demand: frozenset[str] = frozenset()
     unwritten: frozenset[str] = frozenset()
+    redrawn: frozenset[str] = frozenset()
     scanned: frozenset[str] = frozenset()
 
     def facts(self, sample: Sample) -> dict[str, object]:
@@ -125,6 +127,8 @@ class LatentCache:
             KeyError: If `sample` was not cached; see `holds`.
         """
         place = _place(sample)
+        if place not in self._keys and sample.dataset in self._settings.redrawn:
+            return as_read(stored_as(self._encode(sample), self._settings.dtype))
         key = self._keys[place]
         try:
             latents = self._reader.read(key, verify=key not in self._verified)[0]["latents"]
@@ -139,14 +143,17 @@ class LatentCache:
             lost = lost_entry(key, error)
             self._emit(Noticed("warning", f"{lost.problems[0].what}; it is made again."))
             self._reader.discard(key)
-        try:
-            latents = self._encoder.encode(sample)
-        except Unfit as unfit:
-            raise _undecodable(sample, unfit.reason) from unfit
+        latents = self._encode(sample)
         if sample.dataset not in self._settings.unwritten:
             _keep(EntryWriter("", self._single), key, sample, latents, self._settings)
             self._waiting.discard(_place(sample))
         return latents
+
+    def _encode(self, sample: Sample) -> Tensor:
+        try:
+            return self._encoder.encode(sample)
+        except Unfit as unfit:
+            raise _undecodable(sample, unfit.reason) from unfit
 
 
 @dataclass

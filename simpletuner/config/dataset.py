@@ -12,7 +12,6 @@ from simpletuner.config.dataset_captions import CaptionKeys, CaptionShuffle
 from simpletuner.config.dataset_places import HubColumns, ParquetColumns, PlaceKeys, PlaceType
 from simpletuner.config.option import Section, option
 
-SPAN = "data sets that join or leave during a run"
 MediaKind = Literal["video", "image"]
 NOTHING_DELETED = "nothing is ever deleted: files that cannot be used are left out and reported"
 
@@ -64,8 +63,9 @@ class VideoRules(Section):
     frame_sampling: Literal["first", "middle", "random", "split"] = option(
         "first",
         "Which part of a long clip is trained; `split` cuts it into consecutive windows, each a sample. `random` "
-        "draws a part once and keeps it.",
-        "训练长视频的哪一部分；`split` 将其切成连续片段，各为一个样本；`random` 只抽取一次并保持不变。",
+        "draws a part once and keeps it, unless `vae_cache_clear_each_epoch` asks for another in each epoch.",
+        "训练长视频的哪一部分；`split` 将其切成连续片段，各为一个样本；`random` 只抽取一次并保持不变，除非 "
+        "`vae_cache_clear_each_epoch` 要求每轮重新抽取。",
     )
     split_at_scenes: bool = option(
         False,
@@ -111,6 +111,14 @@ class ClipDataset(PlaceKeys, CaptionKeys):
             return self.dataset_type
         only_pictures = "image_column" in self.model_fields_set and "video_column" not in self.model_fields_set
         return "image" if only_pictures else "video"
+
+    @property
+    def is_redrawn(self) -> bool:
+        """Whether each epoch trains other crops or other windows of its files."""
+        moves = (self.crop and self.crop_style == "random") or (
+            "video" in self.kinds and self.video.frame_sampling == "random"
+        )
+        return self.vae_cache_clear_each_epoch and moves and not self.is_evaluation
 
     @property
     def trains_i2v(self) -> bool:
@@ -218,19 +226,27 @@ class ClipDataset(PlaceKeys, CaptionKeys):
     max_num_samples: int | None = option(
         None, "Use a fixed random part of the files.", "只使用固定的随机子集。", ge=1, level="advanced"
     )
-    start_epoch: int = option(1, "Epoch from which the set is used.", "从第几轮开始使用。", ge=0, level="expert",
-                              planned=SPAN, neutral=(0,))  # fmt: skip
+    start_epoch: int = option(
+        1, "First epoch in which the set takes part; with `start_step` both must be reached.",
+        "从第几轮开始使用此数据集；与 `start_step` 须同时满足。", ge=0, level="expert", unit="epochs",
+    )  # fmt: skip
     start_step: int = option(
-        0, "Step from which the set is used.", "从第几步开始使用。", ge=0, level="expert", planned=SPAN
-    )
-    end_epoch: int | None = option(None, "Epoch after which it is not.", "到第几轮为止。", ge=0, level="expert",
-                                   planned=SPAN)  # fmt: skip
+        0, "First step from which the set may take part; counts where an epoch begins, so that each epoch is whole.",
+        "从第几步起可以使用此数据集；在每轮开始时判断，使每轮保持完整。", ge=0, level="expert", unit="steps",
+    )  # fmt: skip
+    end_epoch: int | None = option(
+        None, "Last epoch in which the set takes part; absent or 0 means no end.",
+        "最后使用此数据集的轮次；未给出或 0 表示不结束。", ge=0, level="expert", unit="epochs",
+    )  # fmt: skip
     end_step: int | None = option(
-        None, "Step after which it is not.", "到第几步为止。", ge=0, level="expert", planned=SPAN
-    )
+        None, "Last step of the set: it is left out of the epochs that begin later; absent or 0 means no end.",
+        "使用此数据集的最后一步：之后开始的轮次不再使用；未给出或 0 表示不结束。", ge=0, level="expert", unit="steps",
+    )  # fmt: skip
     vae_cache_clear_each_epoch: bool = option(
-        False, "Encode anew in each epoch.", "每轮重新编码。", level="advanced", planned="encoding anew in each epoch"
-    )
+        False, "Draw `random` crops and windows anew in each epoch, and encode them when they are needed; none of "
+        "them is kept.",
+        "每轮重新抽取 `random` 裁剪与片段，用到时才编码，不保存。", level="advanced",
+    )  # fmt: skip
     vae_cache_ondemand: bool = option(
         False, "Encode when first needed, and keep it.", "首次用到时才编码并保存。", level="advanced"
     )

@@ -59,6 +59,7 @@ class DatasetFile:
         filters: Id of a store -> its caption filters.
         disabled: Ids of disabled entries.
         broken_stores: Ids of stores with errors.
+        broken: Ids of data sets with errors.
     """
 
     datasets: list[ClipDataset] = field(default_factory=list)
@@ -69,6 +70,7 @@ class DatasetFile:
     filters: dict[str, tuple[CaptionFilter, ...]] = field(default_factory=dict)
     disabled: list[str] = field(default_factory=list)
     broken_stores: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
 
     def where(self, ident: str, key: str = "") -> str:
         """Place of an entry, or of a key in it, for the `where` of a problem."""
@@ -140,6 +142,8 @@ def _read_entry(
     values = _read_clips(entry, kind, reader, around)
     if not reader.failed:
         result.datasets.append(ClipDataset.model_validate(values))
+    else:
+        result.broken.append(ident)
 
 
 def _begin(document: Document, number: int, entry: Any, result: DatasetFile) -> str | None:

@@ -28,14 +28,15 @@ LARGEST_PIXELS = 16384
 # Keys that do not change what is encoded, so that data sets may differ in them and share a cache.
 HARMLESS = frozenset({
     "id", "repeats", "disabled", "probability", "train_batch_size", "text_embeds", "disable_bucket_pruning",
-    "vae_cache_ondemand", *CaptionKeys.model_fields,
+    "vae_cache_ondemand", "vae_cache_clear_each_epoch", "start_epoch", "start_step", "end_epoch", "end_step",
+    *CaptionKeys.model_fields,
 })  # fmt: skip
 
 
 # Keys about how a set is drawn for training.
 ABOUT_DRAWING = (
     "repeats", "probability", "train_batch_size", "disable_bucket_pruning", "start_epoch", "start_step", "end_epoch",
-    "end_step",
+    "end_step", "vae_cache_clear_each_epoch",
 )  # fmt: skip
 
 
@@ -55,13 +56,21 @@ def check_datasets(file: DatasetFile, draft: Draft, name: str) -> list[Problem]:
         problems.extend(_table(dataset, written, where))
         problems.extend(_keys_of_other_types(dataset, written, where))
         problems.extend(_evaluation(dataset, written, where))
+        problems.extend(_taking_part(dataset, where))
+        problems.extend(_redrawing(dataset, written, where))
     problems.extend(_shared_caches(file))
     problems.extend(check_stores(file.text_embeds, file.written, name))
     problems.extend(_idle_columns(file, draft))
     problems.extend(_overridden(file, draft))
+    problems.extend(_moving_features(file, draft))
     problems.extend(check_i2v(file, draft))
     problems.extend(check_evaluation(file, draft))
     trained = [dataset for dataset in file.datasets if not dataset.is_evaluation]
+    if trained and not file.broken and all(dataset.start_epoch > 1 or dataset.start_step > 1 for dataset in trained):
+        problems.append(
+            Problem("no data set takes part from the beginning", "One must have start_epoch 1 and start_step 0 or 1",
+                    "Remove start_epoch and start_step of one of them", name)
+        )  # fmt: skip
     if not trained and not any(problem.severity is Severity.ERROR for problem in file.problems):
         problems.append(
             Problem("no data set to train", "At least one enabled entry must be of dataset_type video or image",
@@ -232,6 +241,29 @@ def _evaluation(dataset: ClipDataset, written: frozenset[str], where: Where) -> 
                       "Remove it", where(idle[0]), Severity.WARNING)  # fmt: skip
 
 
+def _taking_part(dataset: ClipDataset, where: Where) -> Iterator[Problem]:
+    for unit in ("epoch", "step"):
+        first, last = dataset.__dict__[f"start_{unit}"], dataset.__dict__[f"end_{unit}"]
+        if last and last < first:
+            yield Problem(f"end_{unit} = {last} is before start_{unit} = {first}", "The set would never take part",
+                          "Exchange or correct them", where(f"end_{unit}"))  # fmt: skip
+
+
+def _redrawing(dataset: ClipDataset, written: frozenset[str], where: Where) -> Iterator[Problem]:
+    if not dataset.vae_cache_clear_each_epoch or dataset.is_evaluation:
+        return
+    if not dataset.is_redrawn:
+        yield Problem(
+            "vae_cache_clear_each_epoch has no effect: nothing of this set is drawn at random",
+            "The same pictures would be encoded to the same numbers in each epoch",
+            "Set crop to true with crop_style random, or video.frame_sampling to random; or remove it",
+            where("vae_cache_clear_each_epoch"), Severity.WARNING,
+        )  # fmt: skip
+    elif "vae_cache_ondemand" in written:
+        yield Problem("vae_cache_ondemand has no effect with vae_cache_clear_each_epoch: nothing is kept", "",
+                      "Remove it", where("vae_cache_ondemand"), Severity.WARNING)  # fmt: skip
+
+
 def _source_of_captions(dataset: ClipDataset, where: Where) -> Iterator[Problem]:
     """What the row of the strategy asks for; a set that only uses instance_prompt reads no other source."""
     if dataset.only_instance_prompt:
@@ -316,6 +348,25 @@ def _idle_columns(file: DatasetFile, draft: Draft) -> Iterator[Problem]:
         if name in draft.given and all(dataset.metadata_backend != "parquet" for dataset in file.datasets):
             yield Problem(f"{name} has no effect: no data set reads a table (metadata_backend parquet)", "",
                           "Remove it", draft.place(name), Severity.WARNING)  # fmt: skip
+
+
+def _moving_features(file: DatasetFile, draft: Draft) -> Iterator[Problem]:
+    """A teacher's features are kept once per sample, and do not follow one that moves."""
+    values = draft.values
+    if (
+        not values["crepa_enabled"]
+        or values["crepa_feature_source"] != "encoder"
+        or values["crepa_use_backbone_features"]
+    ):
+        return
+    for dataset in file.datasets:
+        if dataset.is_redrawn:
+            yield Problem(
+                "vae_cache_clear_each_epoch with crepa_enabled and features of an encoder",
+                "They are kept once per sample, and each epoch would train other crops or windows than they show",
+                "Set crepa_feature_source to backbone, or remove vae_cache_clear_each_epoch",
+                file.where(dataset.id, "vae_cache_clear_each_epoch"),
+            )
 
 
 def _overridden(file: DatasetFile, draft: Draft) -> Iterator[Problem]:

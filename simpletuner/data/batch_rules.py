@@ -26,6 +26,32 @@ class LatentGrid(Protocol):
 
 
 @dataclass(frozen=True)
+class Span:
+    """When a data set takes part: both starts must be reached, and one of the ends is enough.
+
+    Attributes:
+        start_epoch: Its first epoch, from 1.
+        start_step: Its first optimizer step, from 1; 0 means the same.
+        end_epoch: Its last epoch; None for no end.
+        end_step: Its last optimizer step; None for no end.
+    """
+
+    start_epoch: int = 1
+    start_step: int = 0
+    end_epoch: int | None = None
+    end_step: int | None = None
+
+    def covers(self, epoch: int, step: int) -> bool:
+        """Whether it takes part in an epoch that begins when `step` steps are done."""
+        begun = epoch >= self.start_epoch and step + 1 >= self.start_step
+        over_by_epoch = self.end_epoch is not None and epoch > self.end_epoch
+        return begun and not over_by_epoch and not (self.end_step is not None and step >= self.end_step)
+
+
+ALWAYS = Span()
+
+
+@dataclass(frozen=True)
 class SetRules:
     """What one data set asks of its batches.
 
@@ -34,12 +60,14 @@ class SetRules:
         probability: Weight while data sets are mixed, above 0.
         keeps_small_buckets: Whether buckets that cannot fill a batch stay.
         may_repeat_more: Whether repeats may be raised for buckets that cannot fill a step.
+        span: When it takes part.
     """
 
     batch_size: int | None = None
     probability: float = 1.0
     keeps_small_buckets: bool = False
     may_repeat_more: bool = False
+    span: Span = ALWAYS
 
 
 @dataclass(frozen=True)
@@ -116,12 +144,13 @@ class BatchRules:
     def group(self, dataset: str, bucket: BucketKey) -> Hashable:
         """What two clips must have in common to share a batch.
 
-        The shape, and the data sets must be told apart by nothing: neither by clips per batch nor by weight.
+        The shape, and the data sets must be told apart by nothing: neither by clips per batch nor by weight, nor by
+        when they take part.
         With uniform sampling each batch belongs to one data set.
         """
         if self.sampling == "uniform":
             return bucket, dataset
-        return bucket, self.capacity(dataset, bucket), self.of(dataset).probability
+        return bucket, self.capacity(dataset, bucket), self.of(dataset).probability, self.of(dataset).span
 
     def describe(self) -> str:
         """What one optimizer step holds, in words."""
@@ -150,6 +179,12 @@ def _set_rules(dataset: ClipDataset, data: DataSection) -> SetRules:
         probability=dataset.probability,
         keeps_small_buckets=data.disable_bucket_pruning if own is None else own,
         may_repeat_more=data.allow_dataset_oversubscription and "repeats" not in dataset.model_fields_set,
+        span=Span(
+            start_epoch=max(dataset.start_epoch, 1),
+            start_step=dataset.start_step if dataset.start_step > 1 else 0,
+            end_epoch=dataset.end_epoch or None,
+            end_step=dataset.end_step or None,
+        ),
     )
 
 
@@ -206,7 +241,7 @@ def _describe_group(members: tuple[Sample, ...], rules: BatchRules) -> Group:
 
 @dataclass(frozen=True)
 class EpochSize:
-    """One epoch in numbers, the same for every epoch.
+    """One epoch in numbers, the same for every epoch of the same data sets.
 
     Attributes:
         draws: Uses of samples, over all processes.

@@ -21,9 +21,11 @@ from torch import Tensor
 
 from simpletuner.core.errors import ExitCode, UserError
 from simpletuner.data.batch import Batch
-from simpletuner.data.batch_rules import BatchRules, measure_epoch
-from simpletuner.data.draw_table import tabulate
-from simpletuner.data.order import BatchPlan, Cut, Places, cut_batches, order_epoch, plan_steps
+from simpletuner.data.batch_rules import BatchRules
+from simpletuner.data.draw_table import restrict, tabulate
+from simpletuner.data.epochs import Epochs, EpochStart
+from simpletuner.data.geometry import at_epoch
+from simpletuner.data.order import BatchPlan, Cut, DrawTable, Places, cut_batches, order_epoch, plan_steps
 from simpletuner.data.position import Position, identify
 from simpletuner.data.prefetch import Prefetcher
 from simpletuner.data.sample import Sample
@@ -44,7 +46,11 @@ class _Prepared:
 
 
 class BatchStream:
-    """Endless iterator of `Batch`; epochs follow each other without a pause."""
+    """Endless iterator of `Batch`; epochs follow each other without a pause.
+
+    Attributes:
+        epochs: How long each epoch is, and which data sets take part in it.
+    """
 
     def __init__(
         self,
@@ -88,7 +94,7 @@ class BatchStream:
         self._pins_memory = torch.cuda.is_available()
         self._table = tabulate(self._samples, rules)
         self._identity = identify(self._samples, rules, self._table, seed)
-        self._size = measure_epoch(self._samples, rules)
+        self.epochs = Epochs(self._samples, rules)
         self._position = Position(1, 0, 0)  # of the next batch to hand out
         self._ahead: Prefetcher[_Prepared] | None = None
         self._source: Iterator[_Prepared] | None = None
@@ -96,23 +102,28 @@ class BatchStream:
 
     @property
     def samples_per_epoch(self) -> int:
-        """Draws of one epoch, over all processes."""
-        return self._size.draws
+        """Draws of the epoch under way, over all processes."""
+        return self._start.size.draws
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of one epoch."""
-        return self._size.steps
+        """Optimizer steps of the epoch under way."""
+        return self._start.size.steps
 
     @property
     def batches_per_epoch(self) -> int:
-        """Forward passes of one epoch in this process, as many as in every other."""
-        return self._size.micro_steps
+        """Forward passes of the epoch under way in this process, as many as in every other."""
+        return self._start.size.micro_steps
+
+    @property
+    def _start(self) -> EpochStart:
+        return self.epochs.at(self._position.epoch, self._position.first_step)
 
     @property
     def epochs_done(self) -> Fraction:
         """Passes over the data that finished steps have made, over all processes; whole at the end of an epoch."""
-        return self._position.epoch - 1 + Fraction(self._position.drawn, self._size.draws)
+        done, drawn = self._position.epoch - 1, self._position.drawn
+        return done + Fraction(drawn, self._start.size.draws) if drawn else Fraction(done)
 
     @property
     def waited_seconds(self) -> float:
@@ -167,36 +178,28 @@ class BatchStream:
     def _generate(self, position: Position) -> Iterator[_Prepared]:
         """All batches from `position` on, without end."""
         while True:
-            order = order_epoch(self._table, self._seed, position.epoch)
-            cut = self._cut(order, position.drawn)
+            start = self.epochs.at(position.epoch, position.first_step)
+            table = restrict(self._table, [self.epochs.datasets.index(name) for name in start.datasets])
+            order = order_epoch(table, self._seed, position.epoch)
+            cut = _cut(table, order, position.drawn)
             first = int(np.searchsorted(cut.starts, position.drawn))
             steps = plan_steps(cut, self._rules.accumulation, self._rules.processes, self._process_index, first)
             for step in steps:
                 first = min(first + self._rules.batches_per_step, len(cut.starts) - 1)
-                done = self._end_of_step(position.epoch, int(cut.starts[first]))
+                done = _end_of_step(position, int(cut.starts[first]), start.size.draws)
                 for micro_step, plan in islice(enumerate(step, start=1), position.micro_steps, None):
                     after = done if plan.ends_step else replace(position, micro_steps=micro_step)
-                    yield _Prepared(self._read(plan, order, position.epoch), after)
+                    yield _Prepared(self._read(plan, table.samples[order], position.epoch), after)
                 position = done
-
-    def _cut(self, order: Places, drawn: int) -> Cut:
-        """The batches of an epoch; after a change of the batch size those of what is left of its one group."""
-        groups, capacity = self._table.groups[order], self._table.capacity
-        cut = cut_batches(groups, capacity)
-        if drawn in cut.starts:
-            return cut
-        rest = cut_batches(groups[drawn:], capacity)
-        return Cut(np.concatenate([np.arange(drawn), rest.places + drawn]), np.concatenate([[0], rest.starts + drawn]))
-
-    def _end_of_step(self, epoch: int, drawn: int) -> Position:
-        return Position(epoch + 1, 0, 0) if drawn == self._size.draws else Position(epoch, drawn, 0)
 
     # Reading ------------------------------------------------------------------------------------
 
-    def _read(self, plan: BatchPlan, order: Places, epoch: int) -> Batch:
-        samples = [self._samples[self._table.samples[order[place]]] for place in plan.positions]
-        # The number counts draws, not batches: another batch size changes neither noise nor captions.
-        numbers = [(epoch - 1) * len(order) + int(place) for place in plan.positions]
+    def _read(self, plan: BatchPlan, drawn: Places, epoch: int) -> Batch:
+        """A batch of the epoch whose draws are the samples number `drawn`, in this order."""
+        samples = [at_epoch(self._samples[drawn[place]], epoch) for place in plan.positions]
+        # The number counts draws, not batches: another batch size changes neither noise nor captions. An epoch takes
+        # as many numbers as all data sets have draws, also where some of them do not take part.
+        numbers = [(epoch - 1) * len(self._table.samples) + int(place) for place in plan.positions]
         captions = tuple(self._draw_caption(sample, number) for sample, number in zip(samples, numbers, strict=True))
         prompts = [self._prompt_of(sample, caption) for sample, caption in zip(samples, captions, strict=True)]
         embeds, masks = zip(*prompts, strict=True)
@@ -272,6 +275,24 @@ class BatchStream:
         except BaseException:
             self.close()
             raise
+
+
+def _cut(table: DrawTable, order: Places, drawn: int) -> Cut:
+    """The batches of an epoch; after a change of the batch size those of what is left of its one group."""
+    groups, capacity = table.groups[order], table.capacity
+    cut = cut_batches(groups, capacity)
+    if drawn in cut.starts:
+        return cut
+    rest = cut_batches(groups[drawn:], capacity)
+    return Cut(np.concatenate([np.arange(drawn), rest.places + drawn]), np.concatenate([[0], rest.starts + drawn]))
+
+
+def _end_of_step(position: Position, drawn: int, draws: int) -> Position:
+    """Where the stream stands after a step that leaves `drawn` of the `draws` of its epoch done."""
+    step = position.step + 1
+    if drawn == draws:
+        return Position(position.epoch + 1, 0, 0, step, step)
+    return replace(position, drawn=drawn, micro_steps=0, step=step)
 
 
 def _refuse_unreadable(what: str, sample: Sample, error: Exception) -> NoReturn:

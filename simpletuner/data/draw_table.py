@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 
 import numpy as np
 
@@ -37,4 +37,26 @@ def tabulate(samples: Sequence[Sample], rules: BatchRules) -> DrawTable:
         sets=np.array(set_of, dtype=np.int64)[draws],
         weights=np.array([rules.of(dataset).probability for dataset in sets], dtype=np.float64),
         by_set=rules.sampling == "uniform",
+    )
+
+
+def restrict(table: DrawTable, sets: Collection[int]) -> DrawTable:
+    """The draws of some of the data sets alone; sets and groups are numbered anew, in the same order.
+
+    Args:
+        table: The draws of all.
+        sets: Numbers of the data sets that stay; none of them may share a group with one that goes.
+    """
+    if len(sets) == len(table.weights):
+        return table
+    kept = np.isin(table.sets, sorted(sets))
+    names, own_sets = np.unique(table.sets[kept], return_inverse=True)
+    groups, own_groups = np.unique(table.groups[kept], return_inverse=True)
+    return DrawTable(
+        samples=table.samples[kept],
+        groups=own_groups,
+        capacity=table.capacity[groups],
+        sets=own_sets,
+        weights=table.weights[names],
+        by_set=table.by_set,
     )

@@ -19,7 +19,7 @@ from simpletuner.data.captions import CaptionReader
 from simpletuner.data.geometry import Raster, plan_crop, plan_windows
 from simpletuner.data.listing import MediaListing, list_media
 from simpletuner.data.notes import no_samples, notes_on
-from simpletuner.data.sample import DamagedMedia, LeftOut, MediaInfo, Sample, Unfit
+from simpletuner.data.sample import DamagedMedia, Freedom, LeftOut, MediaInfo, Sample, Unfit
 from simpletuner.data.scan import Shelf, open_shelves, scan
 from simpletuner.data.storage import Storage
 from simpletuner.events.types import Event
@@ -181,6 +181,7 @@ class _Planner:
                 repeats=1 if dataset.is_evaluation else dataset.repeats + 1,
                 part=part,
                 is_i2v=dataset.trains_i2v,
+                freedom=_freedom(dataset, info, windows.ranges[part]) if dataset.is_redrawn else None,
             )
             for part, (frames, crop) in enumerate(zip(windows.plans, crops, strict=True))
         ]
@@ -188,3 +189,9 @@ class _Planner:
     def _shared(self, plan: Plan) -> Plan:
         """The first plan met that equals `plan`: most files of a set have one of a few, and each takes memory."""
         return cast(Plan, self._met.setdefault(plan, plan))
+
+
+def _freedom(dataset: ClipDataset, info: MediaInfo, begins: tuple[float, int]) -> Freedom:
+    """Where a sample of a set that is drawn anew in each epoch may lie."""
+    moves_frames = info.kind == "video" and dataset.video.frame_sampling == "random"
+    return Freedom(dataset.crop and dataset.crop_style == "random", *(begins if moves_frames else (0.0, 0)))

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from simpletuner.config.dataset import ClipDataset
-from simpletuner.data.sample import CropPlan, FramePlan, MediaInfo, Unfit
+from simpletuner.data.sample import CropPlan, FramePlan, MediaInfo, Sample, Unfit
 from simpletuner.runtime.seeds import stream_seed
 
 DEFAULT_SECONDS = 5.0  # length of a trained clip when `num_frames` is absent
@@ -296,11 +296,13 @@ class Windows:
         plans: At least one, in the order of time.
         unused: Scenes without any: (when they are on show, which rule they break).
         spare_frames: Frames, at the trained rate, after the last whole window of a clip that is split.
+        ranges: For each plan, the second at which it may begin at the earliest, and by how many frames later.
     """
 
     plans: tuple[FramePlan, ...]
     unused: tuple[tuple[str, str], ...] = ()
     spare_frames: int = 0
+    ranges: tuple[tuple[float, int], ...] = ((0.0, 0),)
 
 
 def plan_windows(
@@ -328,6 +330,7 @@ def plan_windows(
     scenes = list(zip([0.0, *ends], ends, strict=False))
     plans: list[FramePlan] = []
     unused: list[tuple[str, str]] = []
+    ranges: list[tuple[float, int]] = []
     spare = 0
     for number, (begin, end) in enumerate(scenes):
         available = frames_between(info, rate, begin, end)
@@ -340,12 +343,13 @@ def plan_windows(
             available - count, count, dataset.video.frame_sampling, f"{name}#{number}" if number else name
         )
         plans += [FramePlan(count, rate, begin + offset / rate) for offset in offsets]
+        ranges += [(begin, available - count)] * len(offsets)
         spare += available - offsets[-1] - count if dataset.video.frame_sampling == "split" else 0
     if not plans:
         raise Unfit(
             unused[0][1] if len(scenes) == 1 else f"none of its {len(scenes)} scenes fits, the first: {unused[0][1]}"
         )
-    return Windows(tuple(plans), tuple(unused), spare)
+    return Windows(tuple(plans), tuple(unused), spare, tuple(ranges))
 
 
 def frames_between(info: MediaInfo, frame_rate: float, begin_seconds: float, end_seconds: float) -> int:
@@ -394,3 +398,22 @@ def _floor_to_interval(num_frames: int, dataset: ClipDataset) -> int:
     if num_frames < interval:
         raise Unfit(f"too short: {num_frames} frames, frame_interval is {interval}")
     return interval * (num_frames // interval)
+
+
+# Epochs -----------------------------------------------------------------------------------------
+
+
+def at_epoch(sample: Sample, epoch: int) -> Sample:
+    """`sample` where it lies in `epoch` (from 1): its size and length stay, its place is drawn by its name."""
+    freedom = sample.freedom
+    if freedom is None or epoch <= 1:
+        return sample
+    name, crop, frames = f"{sample.name}~{epoch}", sample.crop, sample.frames
+    if freedom.moves_crop:
+        scaled, target = (crop.scaled_width, crop.scaled_height), (crop.width, crop.height)
+        left, top = _corner(scaled, target, "random", name)
+        crop = replace(crop, left=left, top=top)
+    if freedom.spare_frames:
+        (offset,) = _offsets(freedom.spare_frames, frames.num_frames, "random", name)
+        frames = replace(frames, start_seconds=freedom.begin_seconds + offset / frames.frame_rate)
+    return replace(sample, crop=crop, frames=frames)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
 from simpletuner.core.errors import UserError
-from simpletuner.data.batch_rules import BatchRules
+from simpletuner.data.batch_rules import ALWAYS, BatchRules
 from simpletuner.data.order import DrawTable
 from simpletuner.data.sample import Sample
 
@@ -26,11 +26,15 @@ class Position:
         epoch: Its epoch, from 1.
         drawn: Draws of the epoch that all processes have trained in finished steps.
         micro_steps: Micro-batches that this process has handed out in the step under way.
+        step: Optimizer steps that are finished.
+        first_step: Those that were when the epoch began; decides which data sets take part in it.
     """
 
     epoch: int
     drawn: int
     micro_steps: int
+    step: int = 0
+    first_step: int = 0
 
     def as_numbers(self) -> dict[str, int]:
         """The position as it is saved."""
@@ -100,7 +104,7 @@ class StreamIdentity:
         if self.seed != then.seed:
             changes.append(f"seed ({then.seed} then, {self.seed} now)")
         if self.mixing != then.mixing:
-            changes.append("how data sets are mixed (probability, data_backend_sampling)")
+            changes.append("how data sets are mixed (probability, data_backend_sampling, or when one takes part)")
         return changes
 
     def _batch_changes(self, then: StreamIdentity) -> list[str]:
@@ -135,10 +139,12 @@ def identify(samples: Sequence[Sample], rules: BatchRules, table: DrawTable, see
     mixing = weights.tobytes() + bytes([table.by_set])
     # With `by_set` the draws of a data set arrive the sooner the larger its batches are.
     arrives = (table.capacity / table.capacity.max()).tobytes() if table.by_set and len(weights) > 1 else b""
+    spans = [rules.of(dataset).span for dataset in dict.fromkeys(sample.dataset for sample in samples)]
+    takes_part = repr(spans).encode() if any(span != ALWAYS for span in spans) else b""
     return StreamIdentity(
         seed=seed,
         dataset=_digest(samples),
-        mixing=_number_of(mixing + arrives),
+        mixing=_number_of(mixing + arrives + takes_part),
         batch_size=rules.batch_size,
         capacity=_number_of(capacity),
         groups=len(table.capacity),

@@ -131,6 +131,21 @@ class CropPlan:
     height: int
 
 
+@dataclass(frozen=True)
+class Freedom:
+    """Where else a sample may lie in its file; each epoch draws one of these places, the first takes the planned one.
+
+    Attributes:
+        moves_crop: Whether its window in the picture moves.
+        begin_seconds: Earliest moment at which its frames may begin.
+        spare_frames: Frames, at the trained rate, by which they may begin later than that.
+    """
+
+    moves_crop: bool
+    begin_seconds: float = 0.0
+    spare_frames: int = 0
+
+
 @dataclass(frozen=True, order=True)
 class BucketKey:
     """Clips of one bucket have the same size and may share a batch; prints as "768x512@121"."""
@@ -157,6 +172,7 @@ class Sample:
         repeats: Times the sample is used per epoch, at least 1.
         part: Which of the excerpts of one file this is, from 0.
         is_i2v: Whether training may give the model its first frame.
+        freedom: Where else it may lie, drawn anew in each epoch; None if it stays.
     """
 
     dataset: str
@@ -168,6 +184,7 @@ class Sample:
     repeats: int
     part: int = 0
     is_i2v: bool = False
+    freedom: Freedom | None = None
 
     @property
     def bucket(self) -> BucketKey:

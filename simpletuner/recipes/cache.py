@@ -215,7 +215,8 @@ def wanted_entries(config: RunConfig, plan: RunPlan) -> dict[tuple[str, str], li
     wanted: dict[tuple[str, str], list[Key]] = {(LATENTS, entry.id): [] for entry in config.all_datasets}
     device = find_host().device
     settings = latent_settings(config, plan, device)
-    for item in find_work(plan.all_samples, plan.latent_folders, settings).values():
+    kept = [sample for sample in plan.all_samples if sample.dataset not in settings.redrawn]
+    for item in find_work(kept, plan.latent_folders, settings).values():
         wanted[LATENTS, item.sample.dataset].append(item.key)
     for name, keys in feature_keys(config, plan, device).items():
         wanted[FEATURES, feature_store(name)] = keys

@@ -11,6 +11,7 @@ from simpletuner.caching.fingerprint import encoder_identity
 from simpletuner.caching.latents import LatentCache, LatentSettings, cache_latents
 from simpletuner.caching.prompts import PromptCache, PromptSettings, cache_prompts
 from simpletuner.caching.store import Storing
+from simpletuner.config.dataset import ClipDataset
 from simpletuner.config.run_config import RunConfig
 from simpletuner.events.types import Event
 from simpletuner.models.family import Autoencoder
@@ -66,7 +67,8 @@ def fill_caches(
     for_texts = replace(for_texts, shared=partly)
     if all_now:
         for_texts = replace(for_texts, on_demand=False, unwritten=False)
-        for_clips = replace(for_clips, on_demand=frozenset(), unwritten=frozenset())
+        # What lies elsewhere in each epoch has nothing that could be kept.
+        for_clips = replace(for_clips, on_demand=for_clips.redrawn, unwritten=for_clips.redrawn)
     prompts = cache_prompts(
         texts_of(config, plan),
         for_texts,
@@ -112,14 +114,20 @@ def latent_settings(config: RunConfig, plan: RunPlan, device: torch.device) -> L
         batch_size=everywhere.vae_batch_size,
         workers=everywhere.max_workers,
         device=device,
-        on_demand=frozenset(
-            entry.id for entry in config.all_datasets if waits or entry.vae_cache_ondemand or entry.vae_cache_disable
-        ),
+        on_demand=frozenset(entry.id for entry in config.all_datasets if waits or _is_unplanned(entry)),
         unwritten=frozenset(
-            entry.id for entry in config.all_datasets if everywhere.vae_cache_disable or entry.vae_cache_disable
+            entry.id
+            for entry in config.all_datasets
+            if everywhere.vae_cache_disable or entry.vae_cache_disable or entry.is_redrawn
         ),
+        redrawn=frozenset(entry.id for entry in config.datasets if entry.is_redrawn),
         scanned=frozenset(entry.id for entry in config.all_datasets if entry.scan_for_errors),
     )
+
+
+def _is_unplanned(entry: ClipDataset) -> bool:
+    """Whether a data set asks for its clips to be encoded when they are first read."""
+    return entry.vae_cache_ondemand or entry.vae_cache_disable or entry.is_redrawn
 
 
 def prompt_settings(config: RunConfig, plan: RunPlan) -> PromptSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Final, Literal
 
@@ -58,7 +59,7 @@ def training_began(session: Session) -> TrainingBegan:
         step=state.step,
         total_steps=state.total_steps,
         epoch=batches.state_dict()["epoch"],
-        total_epochs=-(-state.total_steps // batches.steps_per_epoch),
+        total_epochs=math.ceil(batches.epochs.passed(state.total_steps)),
         batches_per_epoch=batches.batches_per_epoch,
         batch_size=schedule.train_batch_size,
         samples_per_step=schedule.train_batch_size * schedule.gradient_accumulation_steps,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from simpletuner.config.catalogs.families import FAMILIES
 from simpletuner.config.run_config import RunConfig
-from simpletuner.config.sections.schedule import ScheduleSection
+from simpletuner.data.epochs import Epochs, total_steps
 from simpletuner.data.sample import BucketKey, LeftOut, Sample
 from simpletuner.training.due import Rhythm, times_due
 
@@ -60,8 +60,9 @@ class DataPlan:
         samples: All trained samples.
         evaluation: Samples of the sets for evaluation; they are encoded like the others, and never trained.
         is_assumed: Whether the clips were not read and one bucket of the wanted size stands in for them.
-        batches_per_epoch: Over all buckets.
-        steps_per_epoch: Optimizer steps.
+        batches_per_epoch: Over all buckets, in the first epoch.
+        steps_per_epoch: Optimizer steps of the first epoch.
+        epochs: How long each epoch is; None where that is not known.
     """
 
     buckets: tuple[BucketLine, ...]
@@ -74,10 +75,11 @@ class DataPlan:
     steps_per_epoch: int
     is_assumed: bool = False
     evaluation: tuple[Sample, ...] = ()
+    epochs: Epochs | None = None
 
     @property
     def draws(self) -> int:
-        """Uses of samples per epoch."""
+        """Uses of samples per epoch in which all data sets take part."""
         return sum(line.draws for line in self.buckets)
 
     @property
@@ -136,7 +138,7 @@ ASSUMED_FRAMES = 121  # of a clip whose data set names no number
 def plan_data(config: RunConfig, survey: Survey) -> DataPlan:
     """The data plan of a survey."""
     # Imported here so that a plan without data starts without NumPy.
-    from simpletuner.data.batch_rules import group_samples, measure_epoch
+    from simpletuner.data.batch_rules import group_samples
     from simpletuner.data.buckets import draws_per_epoch
     from simpletuner.data.notes import summarize_reasons
     from simpletuner.recipes.survey import batch_rules
@@ -160,7 +162,8 @@ def plan_data(config: RunConfig, survey: Survey) -> DataPlan:
             )
         )
     reasons = summarize_reasons([*survey.found.left_out, *_pruned(survey)])
-    epoch = measure_epoch(survey.samples, rules)
+    epochs = Epochs(survey.samples, rules)
+    epoch = epochs.at(1, 0).size
     return DataPlan(
         buckets=tuple(lines),
         left_out=tuple(reasons),
@@ -171,6 +174,7 @@ def plan_data(config: RunConfig, survey: Survey) -> DataPlan:
         evaluation=tuple(sample for samples in survey.evaluation.values() for sample in samples),
         batches_per_epoch=epoch.batches,
         steps_per_epoch=epoch.steps,
+        epochs=epochs,
     )
 
 
@@ -197,7 +201,8 @@ def assume_data(config: RunConfig) -> DataPlan | None:
 def plan_length(config: RunConfig, data: DataPlan | None) -> RunLength:
     """Steps, epochs, checkpoints and validations of the run."""
     schedule, per_epoch = config.schedule, data.steps_per_epoch if data is not None else 0
-    steps = total_steps(schedule, per_epoch) or None
+    epochs = data.epochs if data is not None else None
+    steps = total_steps(schedule, epochs.steps_of if epochs is not None else lambda wanted: 0) or None
     limit, rolling_limit = config.checkpoint.checkpoints_total_limit, config.checkpoint.checkpoints_rolling_total_limit
     rhythms = rhythms_of(config)
     checkpoints = times_due(rhythms.checkpoint, steps or 0, per_epoch)
@@ -205,7 +210,7 @@ def plan_length(config: RunConfig, data: DataPlan | None) -> RunLength:
     videos = _videos_each(config)
     return RunLength(
         steps=steps,
-        epochs=steps / per_epoch if steps and per_epoch else None,
+        epochs=epochs.passed(steps) if steps and epochs is not None else None,
         samples_per_step=_samples_per_step(config, data),
         checkpoints=checkpoints + rolling,
         checkpoints_kept=_kept(checkpoints, limit) + _kept(rolling, rolling_limit),
@@ -214,14 +219,6 @@ def plan_length(config: RunConfig, data: DataPlan | None) -> RunLength:
         evaluations=times_due(rhythms.evaluation, steps or 0, per_epoch) + 1 if config.measures_loss else 0,
         clips_each=_clips_each(config, data),
     )
-
-
-def total_steps(schedule: ScheduleSection, steps_per_epoch: int) -> int:
-    """Optimizer steps of a whole run; 0 where epochs decide and the length of one is not known."""
-    by_epochs = schedule.num_train_epochs * steps_per_epoch
-    if schedule.max_train_steps and schedule.strict_epoch_limit and by_epochs:
-        return min(schedule.max_train_steps, by_epochs)
-    return schedule.max_train_steps or by_epochs
 
 
 def rhythms_of(config: RunConfig) -> Rhythms:

@@ -67,7 +67,9 @@ def tell_training(
     latents, prompts = caches
     trainable = state.trainable
     plan = state.learning_rate
-    epochs = state.total_steps / batches.steps_per_epoch
+    epochs = batches.epochs.passed(state.total_steps)
+    steady = batches.epochs.is_steady
+    per_epoch = f"{batches.steps_per_epoch} per epoch" if steady else "epochs of different length"
     first, last = plan(0), plan(max(state.total_steps - 1, 0))
     lines: Lines = (
         ("latents", f"{latents.encoded} encoded now, {latents.reused} reused"),
@@ -83,7 +85,7 @@ def tell_training(
         ),
         *_methods(config, state, samples),
         ("step", batch_rules(config).describe()),
-        ("length", f"{state.total_steps} steps of {batches.steps_per_epoch} per epoch = {epochs:.1f} epochs"),
+        ("length", f"{state.total_steps} steps of {per_epoch} = {epochs:.1f} epochs"),
         ("position", f"step {state.step}, epoch {batches.state_dict()['epoch']}"),
         ("run folder", str(Path(config.checkpoint.output_dir).resolve())),
     )

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field, replace
 
 from simpletuner.config.catalogs.families import FAMILIES
 from simpletuner.config.run_config import RunConfig
+from simpletuner.config.sections.schedule import ScheduleSection
 from simpletuner.core.errors import Problem, Severity, UserError
 from simpletuner.data.batch_rules import BatchRules
 from simpletuner.data.buckets import check_buckets
+from simpletuner.data.epochs import Epochs, total_steps
 from simpletuner.data.find import FoundSamples, find_samples
 from simpletuner.data.notes import summarize_reasons
 from simpletuner.data.sample import Sample
@@ -57,7 +59,8 @@ def survey_data(config: RunConfig, emit: Callable[[Event], None]) -> Survey:
     except UserError as error:
         raise UserError.of([*error.problems, *_left_out_notes(found)]) from error
     evaluation = evaluation_samples(found, config)
-    notes = (*found.notes, *plan.notes, *_trained_too(plan.samples, evaluation, storages))
+    mix = tuple(tell_mix(Epochs(plan.samples, batch_rules(config)), config.schedule))
+    notes = (*found.notes, *plan.notes, *mix, *_trained_too(plan.samples, evaluation, storages))
     trained = tuple(sample for sample in found.samples if sample.dataset not in evaluation)
     return Survey(replace(found, samples=trained, notes=notes), plan.samples, storages, evaluation)
 
@@ -99,6 +102,23 @@ def batch_rules(config: RunConfig, processes: int = 1) -> BatchRules:
     """How draws become batches in this run of `processes` processes."""
     grid = FAMILIES[str(config.model.model_family)].grid
     return BatchRules.from_config(config.schedule, config.data, config.datasets, grid, processes)
+
+
+def tell_mix(epochs: Epochs, schedule: ScheduleSection) -> Iterator[str]:
+    """A sentence per change of the data sets that take part, and per set that never does.
+
+    Raises:
+        UserError: If there is an epoch in which none does.
+    """
+    steps = total_steps(schedule, epochs.steps_of)
+    taking = epochs.at(1, 0).datasets
+    for start, joining, leaving in epochs.changes(steps):
+        words = [f"{', '.join(sorted(ids))} {verb}" for ids, verb in ((joining, "joins"), (leaving, "leaves")) if ids]
+        yield f"{' and '.join(words)} with epoch {start.epoch}, which begins after step {start.step}"
+        taking |= joining
+    for ident in epochs.datasets:
+        if ident not in taking:
+            yield f"{ident} never takes part: no epoch reaches its start before the run ends at step {steps}"
 
 
 def _trained_too(

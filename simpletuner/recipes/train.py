@@ -15,6 +15,7 @@ from simpletuner.core.errors import ExitCode, Severity
 from simpletuner.core.files import ensure_writable, sweep
 from simpletuner.data.batches import BatchStream
 from simpletuner.data.contact_sheet import draw_contact_sheet
+from simpletuner.data.epochs import total_steps
 from simpletuner.events.run import Run, open_run
 from simpletuner.events.types import (
     Noticed,
@@ -28,7 +29,6 @@ from simpletuner.recipes.facts import early_facts, run_facts
 from simpletuner.recipes.loop import Outcome, run_session
 from simpletuner.recipes.objective import build_objective
 from simpletuner.recipes.plan import RunPlan, plan_run
-from simpletuner.recipes.run_length import total_steps
 from simpletuner.recipes.saving import read_best, weights_path
 from simpletuner.recipes.session import Session
 from simpletuner.recipes.story import tell_plan, tell_training
@@ -129,7 +129,7 @@ def begin_session(
         prefetch=config.data.dataloader_prefetch_qlen if config.data.dataloader_prefetch else 0,
         read_features=teaching.cache.read if teaching.cache else None,
     )
-    steps = total_steps(config.schedule, batches.steps_per_epoch)
+    steps = total_steps(config.schedule, batches.epochs.steps_of)
     trainable = build_trainable(plan.family, plan.source, config, host.device, str(run.folder.resolve()))
     if config.precision.base_model_precision != "no_change":
         refuse_deaf_layers(trainable, plan.family, plan.source, config.precision.base_model_precision)

@@ -22,6 +22,7 @@ READ_BY_CONFIG = {
     "group_offload_blocks_per_group", "gradient_checkpointing_interval", "gradient_checkpointing_blocks",
     "crepa_feature_source", "crepa_use_backbone_features", "scheduled_sampling_sampler", "scheduled_sampling_order",
     "scheduled_sampling_reflexflow", "fuse_optimizer", "prodigy_steps",
+    "vae_cache_clear_each_epoch",
 }  # fmt: skip
 
 

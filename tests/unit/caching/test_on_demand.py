@@ -165,3 +165,20 @@ def test_captions_stay_in_memory_if_asked_for(events: list[Event], tmp_path: Pat
     for path in entry_files(tmp_path):
         path.unlink()
     assert cache.read("a red fox")[0] is first[0]
+
+
+def test_places_of_another_epoch_are_encoded_when_read_and_not_kept(
+    clips: Path, samples: list[Sample], events: list[Event], tmp_path: Path
+) -> None:
+    folder = tmp_path / "redrawn"
+    samples = [replace(sample, frames=replace(sample.frames, num_frames=1)) for sample in samples]
+    cache = build(clips, samples, events, folder, on_demand=SET, unwritten=SET, redrawn=SET)
+    plain = build(clips, samples, events, tmp_path / "plain")
+    moved = replace(samples[2], frames=replace(samples[2].frames, start_seconds=0.08))
+    for sample in samples:
+        assert torch.equal(cache.read(sample), plain.read(sample))
+    other = build(clips, [moved], events, tmp_path / "moved").read(moved)
+    assert torch.equal(cache.read(moved), other)
+    assert not list(entry_files(folder))
+    with pytest.raises(KeyError):
+        plain.read(moved)

@@ -115,7 +115,10 @@ def test_options(desk, options: dict[str, object], text: str) -> None:
         ({"disabled": "perhaps"}, "disabled = \"perhaps\". It must be true or false."),
         ({"id": 3}, "id = 3. An id is a text. Put it in quotes."),
         ({"aws_secret_access_key": ["hush"]}, "clips: aws_secret_access_key = ***. It must be a text."),
-        ({"start_epoch": 3}, "start_epoch = 3. Not built yet: data sets that join or leave during a run."),
+        ({"start_epoch": 3}, "no data set takes part from the beginning. One must have start_epoch 1 and start_step 0 or 1."),
+        ({"start_step": 40, "end_step": 30}, "end_step = 30 is before start_step = 40. The set would never take part."),
+        ({"vae_cache_clear_each_epoch": True}, "warning: config/multidatabackend.json:7: clips: vae_cache_clear_each_epoch has no effect: nothing of this set is drawn at random."),
+        ({"vae_cache_clear_each_epoch": True, "vae_cache_ondemand": True, "crop": True, "crop_style": "random"}, "vae_cache_ondemand has no effect with vae_cache_clear_each_epoch: nothing is kept."),
         ({"is_regularisation_data": True}, "is_regularisation_data = true. Not built yet: prior data sets."),
         ({"conditioning_data": "x"}, "conditioning_data = \"x\". Not built yet: conditioning data sets."),
         ({"dataset_type": "image_embeds"}, "Not built yet: separate stores for encoded clips"),
@@ -138,6 +141,14 @@ def test_datasets(desk, keys: dict[str, object], text: str) -> None:
     desk.change_clips(**keys)
     texts = desk.texts()
     assert any(text in found for found in texts), texts
+
+
+def test_features_of_an_encoder_do_not_follow_samples_that_move(desk) -> None:
+    desk.change_clips(vae_cache_clear_each_epoch=True, crop=True, crop_style="random")
+    told = "vae_cache_clear_each_epoch with crepa_enabled and features of an encoder"
+    assert any(told in text for text in desk.texts("crepa_enabled=true"))
+    assert not any(told in text for text in desk.texts("crepa_enabled=true", "crepa_feature_source=backbone"))
+    assert not any(told in text for text in desk.texts())
 
 
 def test_aspects_may_carry_their_weights(desk) -> None:
