@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterator
 from typing import Final, Literal
 
 from simpletuner.core.errors import ExitCode, UserError
@@ -17,6 +18,7 @@ from simpletuner.recipes.session import Session
 from simpletuner.recipes.showing import generate_base_videos, has_videos, shown_weights, validate_trained
 from simpletuner.runtime.signals import Requests
 from simpletuner.training.fit import fit_on
+from simpletuner.training.out_of_memory import DoesNotFitError
 
 WORTH_TELLING: Final = 0.01  # share of the time spent waiting for data that is told
 
@@ -83,7 +85,7 @@ def train_on(session: Session, archive: Archive, evaluations: Evaluations, reque
     def stop() -> bool:
         return requests() or evaluations.stops
 
-    for done in fit_on(session.state, session.objective, stop=stop, settles=settles):
+    for done in _steps(session, stop, settles, archive):
         session.run.emit(done)
         evaluations.note_step(done)
         try:
@@ -97,6 +99,23 @@ def train_on(session: Session, archive: Archive, evaluations: Evaluations, reque
                 raise
             return error.problems[0].what
     return ""
+
+
+def _steps(
+    session: Session, stop: Callable[[], bool], settles: Callable[[int], bool], archive: Archive
+) -> Iterator[StepFinished | StepSkipped]:
+    """The steps; what was trained is saved before a step that cannot fit ends the run."""
+
+    def tell(text: str) -> None:
+        session.run.emit(Noticed("warning", text))
+
+    try:
+        yield from fit_on(session.state, session.objective, stop=stop, settles=settles, tell=tell)
+    except DoesNotFitError:
+        if session.state.step and archive.last_step != session.state.step:
+            archive.save()
+            archive.finish()
+        raise
 
 
 def _is_lost(session: Session, skipped: StepSkipped) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from simpletuner.events.types import StepFinished, StepSkipped
 from simpletuner.training.readout import PendingStep
 from simpletuner.training.state import TrainState
-from simpletuner.training.step import Objective, refuse_broken_step, take_step
+from simpletuner.training.step import Objective, refuse_broken_step, take_step, tell_nobody
 
 
 def fit(
@@ -37,6 +37,7 @@ def fit_on(
     *,
     stop: Callable[[], bool],
     settles: Callable[[int], bool] = lambda step: True,
+    tell: Callable[[str], None] = tell_nobody,
 ) -> Iterator[StepFinished | StepSkipped]:
     """Train until the run's last step, or until `stop` says so; broken steps are passed over, noted and told.
 
@@ -52,19 +53,26 @@ def fit_on(
             state is the one after the step before.
         settles: Asked once after each step whether the caller acts on the state after it; all steps by default.
             On the CPU every step settles, whatever the answer.
+        tell: Told when a step did not fit into memory and is repeated.
     """
-    return _fit(state, objective, stop, settles, skips=True)
+    return _fit(state, objective, stop, settles, skips=True, tell=tell)
 
 
 def _fit(
-    state: TrainState, objective: Objective, stop: Callable[[], bool], settles: Callable[[int], bool], *, skips: bool
+    state: TrainState,
+    objective: Objective,
+    stop: Callable[[], bool],
+    settles: Callable[[int], bool],
+    *,
+    skips: bool,
+    tell: Callable[[str], None] = tell_nobody,
 ) -> Iterator[StepFinished | StepSkipped]:
     transformer = state.trainable.transformer
     reader = _Reader(state, skips=skips)
     while state.step < state.total_steps and not stop():
         if not transformer.training:
             transformer.train()
-        pending = take_step(state, objective, stop, skips=skips)
+        pending = take_step(state, objective, stop, skips=skips, tell=tell)
         yield from reader.finish_earlier()
         if pending is None:
             break

@@ -11,11 +11,13 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from simpletuner.core.errors import ExitCode, UserError
 from simpletuner.data.batch import Batch
 from simpletuner.maths.clipping import clip_gradients
 from simpletuner.objectives.terms import LossTerm
 from simpletuner.runtime.seeds import stream_seed
 from simpletuner.training.optim.released import ReleasedOptimizer
+from simpletuner.training.out_of_memory import is_out_of_memory, make_room
 from simpletuner.training.readout import PendingStep, StepNumbers
 from simpletuner.training.state import TrainState
 
@@ -32,8 +34,17 @@ def never() -> bool:
     return False
 
 
+def tell_nobody(text: str) -> None:
+    """Nobody listens."""
+
+
 def take_step(
-    state: TrainState, objective: Objective, stop: Callable[[], bool] = never, *, skips: bool = False
+    state: TrainState,
+    objective: Objective,
+    stop: Callable[[], bool] = never,
+    *,
+    skips: bool = False,
+    tell: Callable[[str], None] = tell_nobody,
 ) -> PendingStep | None:
     """Advance `state` by one optimizer step and return its numbers, which may still be on their way.
 
@@ -50,41 +61,84 @@ def take_step(
         stop: Asked between two micro-batches. A step that is stopped is given up, and the position in the data
             is the one before it, so that a run which goes on from there is the undisturbed one.
         skips: Whether a broken step is passed over and counted; else it raises, on the CPU before the state changes.
+        tell: Told when a step did not fit into memory and is repeated with more blocks recomputed.
 
     Returns:
         None if the step was given up.
 
     Raises:
-        UserError: On the CPU, if the step is broken and is not to be passed over (exit code 5).
+        UserError: On the CPU, if the step is broken and is not to be passed over; if memory ran out while the weights
+            were updated (exit code 5 both). If the step does not fit (`DoesNotFitError`); the state is whole then.
     """
-    numbers = StepNumbers(state.step + 1, state.learning_rate(state.step))
     begun_at = state.batches.state_dict()
+    while True:
+        try:
+            pending, gradients = _gather(state, objective, stop)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if isinstance(state.optimizer, ReleasedOptimizer):
+                raise _half_updated(state) from error  # parameters move in the backward pass
+        # Not in the handler: the error keeps what has to be freed.
+        _give_up_step(state, begun_at)
+        make_room(state, state.step + 1, tell)
+    if pending is None:
+        _give_up_step(state, begun_at)
+        return None
+    if not (pending.waits or skips):
+        refuse_broken_step(state, pending)
+    try:
+        if pending.waits:
+            _update_unless_broken(state, pending, gradients)
+        elif pending.fault is None:
+            _update(state)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _half_updated(state) from error
+    _drop_gradients(state)
+    state.step += 1
+    if state.average is not None:
+        state.average.update(state.step)
+    return pending
+
+
+def _gather(
+    state: TrainState, objective: Objective, stop: Callable[[], bool]
+) -> tuple[PendingStep | None, list[Tensor]]:
+    """All micro-batches of a step: its numbers on their way, and its clipped gradients; None if it was stopped."""
+    numbers = StepNumbers(state.step + 1, state.learning_rate(state.step))
     # Before the gradients: where they are released, parameters move in the backward pass.
     for group in state.optimizer.param_groups:
         group["lr"] = numbers.learning_rate
     ends_step = False
     while not ends_step:
         if numbers.parts and stop():
-            _drop_gradients(state)
-            state.batches.load_state_dict(begun_at)
-            return None
+            return None, []
         batch = next(state.batches).to(state.trainable.device, state.trainable.dtype)
         run_micro_step(state, objective, batch, numbers)
         ends_step = batch.ends_step
-    released = isinstance(state.optimizer, ReleasedOptimizer)
-    gradients = [] if released else _gradients(state)
-    pending = numbers.send(_limited_norm(state, gradients))
-    if not (pending.waits or skips):
-        refuse_broken_step(state, pending)
-    if pending.waits:
-        _update_unless_broken(state, pending, gradients)
-    elif pending.fault is None:
-        _update(state)
+    gradients = [] if isinstance(state.optimizer, ReleasedOptimizer) else _gradients(state)
+    return numbers.send(_limited_norm(state, gradients)), gradients
+
+
+def _give_up_step(state: TrainState, begun_at: dict[str, int]) -> None:
+    """Put everything back to where it was before the step."""
     _drop_gradients(state)
-    state.step += 1
-    if state.average is not None:
-        state.average.update(state.step)
-    return pending
+    state.batches.load_state_dict(begun_at)
+
+
+def _half_updated(state: TrainState) -> UserError:
+    """Some weights may have moved and others not; only a checkpoint leads on."""
+    state.broken = True
+    _drop_gradients(state)
+    return UserError(
+        f"step {state.step + 1}: memory ran out while the weights were updated",
+        "Some of them may have moved and others not, so this state is not saved",
+        "Choose an optimizer with smaller states, such as optimi-lion or bnb-adamw8bit, or lower lora_rank",
+        exit_code=ExitCode.NUMERICS,
+    )
 
 
 def run_micro_step(state: TrainState, objective: Objective, batch: Batch, numbers: StepNumbers) -> None:
