@@ -62,27 +62,31 @@ def run(words: list[str]) -> int:
 
 
 def _from_file(file: Path, answers: Path, language: Language, environment: dict[str, str]) -> int:
-    given = _read_answers(answers)
+    given, problems = _read_answers(answers)
     overwrite = str(given.pop(OVERWRITE, False)).lower() in ("true", "yes", "1")
     from simpletuner.recipes import configure
     from simpletuner.recipes.material import find_wizard_machine
 
     talk = configure.open_talk(file, find_wizard_machine(), environment)
-    talk, problems = _take_all(talk, given, answers)
-    if problems:
+    talk, wrong = _take_all(talk, given, answers)
+    problems += wrong
+    if configure.pending(talk) is not None:  # what the files would be depends on an answer that is missing
         raise UserError.of(problems)
-    proposed = configure.propose(talk, _silent)
-    proposed = replace(proposed, problems=(*proposed.problems, *_unused(given, talk, answers)))
-    errors = [problem for problem in proposed.problems if problem.severity is Severity.ERROR]
-    if errors:
-        raise UserError.of(proposed.problems)
+    try:
+        proposed = configure.propose(talk, _silent)
+    except UserError as error:
+        raise UserError.of([*problems, *error.problems]) from None
+    proposed = replace(proposed, problems=(*problems, *proposed.problems, *_unused(given, talk, answers)))
     replaced = configure.replaced_files(proposed)
     if replaced and not overwrite:
-        raise UserError(
+        there = Problem(
             f"{', '.join(map(str, replaced))} {'is' if len(replaced) == 1 else 'are'} there already",
             "Nothing of yours is replaced without your word; a copy with .bak would stay beside each",
             f'Write "{OVERWRITE}": true into {answers}, or name another file',
         )
+        proposed = replace(proposed, problems=(*proposed.problems, there))
+    if any(problem.severity is Severity.ERROR for problem in proposed.problems):
+        raise UserError.of(proposed.problems)
     _show(proposed, language)
     _write(talk, proposed, language)
     return ExitCode.OK
@@ -99,12 +103,16 @@ def _take_all(talk: Talk, given: dict[str, Any], answers: Path) -> tuple[Talk, l
         except UserError as error:
             problems += [_in_file(problem, answers) for problem in error.problems]
             if question.default(talk.known) is None:
-                break  # only the person can know it, and what follows depends on it
+                # Only the person can know it, and what follows depends on it; but the other answers can be read.
+                rest = {key: value for key, value in given.items() if key not in (*talk.known.answers, question.key)}
+                problems += [_in_file(problem, answers) for problem in configure.unreadable(talk, rest)]
+                break
             talk = configure.accept(talk, question, question.default(talk.known), _silent)
     return talk, problems
 
 
-def _read_answers(path: Path) -> dict[str, Any]:
+def _read_answers(path: Path) -> tuple[dict[str, Any], list[Problem]]:
+    """The answers to questions there are, and a problem for each of the others."""
     document = read_json(path, str(path))
     if not isinstance(document.value, dict):
         raise UserError(
@@ -120,9 +128,7 @@ def _read_answers(path: Path) -> dict[str, Any]:
         for key in given
         if key not in known
     ]
-    if unknown:
-        raise UserError.of(unknown)
-    return given
+    return {key: value for key, value in given.items() if key in known}, unknown
 
 
 def _unused(given: dict[str, Any], talk: Talk, answers: Path) -> list[Problem]:

@@ -29,6 +29,7 @@ from simpletuner.config.surfaces.wizard import (
     is_asked,
     next_question,
     read_answer,
+    read_option,
     settled,
 )
 from simpletuner.config.surfaces.wizard_draft import Existing
@@ -145,11 +146,9 @@ def accept(talk: Talk, question: Question, raw: Any, emit: Emit) -> Talk:
     Raises:
         UserError: If it breaks a rule; the talk goes on from where it was.
     """
-    try:
-        value = read_answer(question, talk.known, raw)
-    except UnreadableError as error:
-        shown = json.dumps(raw, ensure_ascii=False)
-        raise UserError(f"{question.key} = {shown}", error.rule, error.fix, where=question.key) from None
+    if problems := _unreadable(question, talk, raw):
+        raise UserError.of(problems)
+    value = read_answer(question, talk.known, raw)
     if question.option in option_table() and isinstance(value, str):
         _refuse_bad_path(question.option, value)
     known = talk.known.with_answer(question.key, value)
@@ -157,6 +156,28 @@ def accept(talk: Talk, question: Question, raw: Any, emit: Emit) -> Talk:
         known = replace(known, material=probe_material(value, emit))
     known = replace(known, token_limit=tokens_that_fit(known))
     return replace(talk, known=drop_stale(QUESTIONS, talk.known, known, question.key), again="")
+
+
+def unreadable(talk: Talk, answers: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong with answers as such, whatever else would follow from them."""
+    given = {key: raw for key, raw in answers.items() if raw is not None}
+    return [problem for key, raw in given.items() for problem in _unreadable(BY_KEY[key], talk, raw)]
+
+
+def _unreadable(question: Question, talk: Talk, raw: Any) -> list[Problem]:
+    """Problems of one answer; each of several options has its own."""
+    several = raw if question.kind == "options" and isinstance(raw, Mapping) else None
+    problems = []
+    for name, value in ((question.key, raw),) if several is None else several.items():
+        try:
+            if several is None:
+                read_answer(question, talk.known, value)
+            else:
+                read_option(talk.known, str(name), value)
+        except UnreadableError as error:
+            shown = json.dumps(value, ensure_ascii=False)
+            problems.append(Problem(f"{name} = {shown}", error.rule, error.fix, question.key))
+    return problems
 
 
 def reconsider(talk: Talk, key: str) -> Talk:

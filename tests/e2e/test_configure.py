@@ -207,9 +207,18 @@ def test_wrong_answers_are_told_together(blank: Path, capfd: pytest.CaptureFixtu
     assert code == 2
     for phrase in ("answers.json: rank", "at least 1", "steps", "whole number", "Did you mean 'style'?", "lora_alpah"):
         assert phrase in told, phrase
-    (blank / "answers.json").write_text('{"clips": "clips", "clipz": "2b"}')
+    (blank / "answers.json").write_text(
+        '{"clipz": "2b", "clips": "clpis", "rank": "x", "options": {"seed": -1, "seeed": 1}}'
+    )
     code, told = configure(capfd, "--answers", "answers.json")
-    assert (code, "Did you mean 'clips'?" in told) == (2, True)
+    assert code == 2
+    for phrase in ("Did you mean 'clips'?", "there is no folder 'clpis'", 'rank = "x"', "seed = -1", "seeed = 1"):
+        assert phrase in told, phrase
+    write_answers(blank, rank="x", options={"mixed_precision": "no"})
+    code, told = configure(capfd, "--answers", "answers.json")
+    assert code == 2
+    for phrase in ('rank = "x"', "mixed_precision"):  # what the other answers would lead to is checked as well
+        assert phrase in told, phrase
     assert not (blank / "config").exists()
 
 

@@ -93,7 +93,12 @@ class ListStorage:
             raise Unfit(f"cannot be reached ({error.reason})") from error
         if file.scheme:
             raise Unfit(f"cannot be reached ('{file.scheme}://' is not supported: use a path, http, https or s3)")
-        known = self._local.stat(file.source)
+        try:
+            known = self._local.stat(file.source)
+        except Unfit as unfit:
+            if Path(file.source).is_absolute():
+                raise
+            raise Unfit(f"{unfit.reason}; paths of the list start at '{self._local.place}'") from unfit
         return StoredFile(path, known.size_bytes, known.version)
 
     def open(self, path: str) -> BinaryIO:
