@@ -120,9 +120,9 @@ def _take_sampled(state: TrainState, copies: HostCopies) -> Mapping[str, Tensor]
     if pairs is None:
         return None
     names: dict[Tensor, str] = {parameter: name for name, parameter in state.trainable.parameters.items()}
-    sampled = {names[parameter]: copies.take(tensor) for parameter, tensor in pairs}
     # Before the first step an optimizer may know of no average yet.
-    return {name: sampled.get(name, copies.take(p)) for name, p in state.trainable.parameters.items()}
+    tensors = {**state.trainable.parameters, **{names[parameter]: tensor for parameter, tensor in pairs}}
+    return {name: copies.take(tensor) for name, tensor in tensors.items()}
 
 
 def write_snapshot(snapshot: Snapshot, folder: Path) -> Path:

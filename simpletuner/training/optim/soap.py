@@ -18,6 +18,14 @@ class Soap(pytorch_optimizer.SOAP):  # type: ignore[misc]
     `max_precondition_dim` is left as it is (one-sided SOAP).
     """
 
+    def update_pre_conditioner(self, grad: Tensor, state: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """As the base class, with eigenvectors in the order of memory in which a checkpoint gives them back.
+
+        Products of matrices in another order round otherwise.
+        """
+        super().update_pre_conditioner(grad, state, *args, **kwargs)
+        state["Q"] = [side.contiguous() if isinstance(side, Tensor) else side for side in state["Q"]]
+
     def state_dict(self) -> dict[str, Any]:
         """As the base class, but each list as a mapping from the place to its tensor; sides left as they are lack."""
         whole: dict[str, Any] = super().state_dict()

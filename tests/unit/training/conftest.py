@@ -125,6 +125,7 @@ def make_small_run(
     dropout: float = 0.0, checkpointing: bool = False, total_steps: int = 20, seed: int = 7, prefetch: int = 0,
     flow: FlowSection | None = None, average: AverageSection | None = None, lycoris: LycorisFile | None = None,
     model: str = "tiny", device: str = "cpu", adapter: AdapterSection | None = None, full: bool = False,
+    updates: dict[str, Any] | None = None, gradient_precision: Any = None, keeps_gradients: bool = False,
     **schedule: Any,
 ) -> SmallRun:  # fmt: skip
     settings = {"learning_rate": 1e-2, "lr_scheduler": "linear", "lr_warmup_steps": 3, **schedule}
@@ -132,9 +133,9 @@ def make_small_run(
         model=ModelSection(model_type="full" if full else "lora"),
         adapter=adapter or AdapterSection(lora_rank=rank, lora_dropout=dropout),
         lycoris=lycoris,
-        precision=PrecisionSection(mixed_precision="no"),
-        memory=MemorySection(gradient_checkpointing=checkpointing),
-        optimizer=OptimizerSection(optimizer=optimizer, grad_clip_method="norm"),
+        precision=PrecisionSection(mixed_precision="no", gradient_precision=gradient_precision),
+        memory=MemorySection(gradient_checkpointing=checkpointing, set_grads_to_none=not keeps_gradients),
+        optimizer=OptimizerSection(optimizer=optimizer, **{"grad_clip_method": "norm", **(updates or {})}),
         schedule=ScheduleSection(seed=seed, gradient_accumulation_steps=accumulation, **settings),
         average=average or AverageSection(),
     )
