@@ -70,12 +70,13 @@ def _nothing_to_give(draft: Draft) -> Iterator[Problem]:
 
 def _stills_from_pictures(draft: Draft) -> Iterator[Problem]:
     frames = draft.values["validation_num_video_frames"]
-    if frames < SHORTEST_CLIP and any(prompt.image for prompt in draft.prompts):
+    cause = "validation_input" if any(prompt.image for prompt in draft.prompts) else "validation_using_datasets"
+    if frames < SHORTEST_CLIP and (cause == "validation_input" or draft.values[cause]):
         yield Problem(
-            f"validation_input with {draft.told('validation_num_video_frames')}",
+            f"{cause} with {draft.told('validation_num_video_frames')}",
             f"A video that begins with a picture has {SHORTEST_CLIP} frames or more",
-            f"Raise validation_num_video_frames to {SHORTEST_CLIP} or more, or remove validation_input",
-            draft.place("validation_num_video_frames", "validation_input"),
+            f"Raise validation_num_video_frames to {SHORTEST_CLIP} or more, or remove {cause}",
+            draft.place("validation_num_video_frames", cause),
         )
 
 

@@ -50,7 +50,7 @@ def read_named_files(draft: Draft, find: FindFile, missing: Missing, name_of: Ca
     webhooks = _webhooks(draft, find, missing, name_of)
     replaced: dict[str, Any] = {}
     problems = [*lycoris.problems, *webhooks.problems]
-    for read in (_layer_list, _adapter_file, _tracker_file):
+    for read in (_layer_list, _adapter_file, _tracker_file, _preview_decoder):
         try:
             replaced.update(read(draft, find, missing, name_of))
         except UserError as error:
@@ -101,6 +101,19 @@ def _tracker_file(draft: Draft, find: FindFile, missing: Missing, name_of: Calla
     if path is None:
         raise UserError.of([missing("custom_tracker", places[0], "*tracker*.py")])
     return {"custom_tracker": str(path)}
+
+
+def _preview_decoder(
+    draft: Draft, find: FindFile, missing: Missing, name_of: Callable[[Path], str]
+) -> Mapping[str, str]:
+    """The decoder file of previews, as it was found."""
+    written = str(draft.values["validation_preview_decoder"])
+    if not written.lower().endswith(".safetensors"):
+        return {}
+    path = find(written)
+    if path is None:
+        raise UserError.of([missing("validation_preview_decoder", written, "*.safetensors")])
+    return {"validation_preview_decoder": str(path)}
 
 
 def _lycoris(draft: Draft, find: FindFile, missing: Missing, name_of: Callable[[Path], str]) -> LycorisReading:

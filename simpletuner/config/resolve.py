@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from simpletuner.config.catalogs.families import default_origin, family_defaults
+from simpletuner.config.catalogs.prompt_libraries import read_built_in
 from simpletuner.config.dataset import TextEmbeds
 from simpletuner.config.dataset_file import DatasetFile, Surroundings, read_dataset_file
 from simpletuner.config.dataset_rules import check_datasets
@@ -219,7 +220,8 @@ def _read_prompts(
     def read_list(path: Path, name: str) -> tuple[list[ValidationPrompt], list[Problem]]:
         return read_inputs(path, name, (working_folder, path.parent))
 
-    prompts: list[ValidationPrompt] = []
+    built_in = read_built_in(str(values["validation_prompt_library"]))
+    prompts = [ValidationPrompt(nickname, prompt) for nickname, prompt in built_in.items()]
     problems: list[Problem] = []
     for option, read in (("user_prompt_library", read_library), ("validation_input", read_list)):
         if not values[option]:

@@ -18,13 +18,12 @@ from simpletuner.config.method_rules import METHOD_RULES
 from simpletuner.config.objective_rules import OBJECTIVE_RULES
 from simpletuner.config.optimizer_rules import OPTIMIZER_RULES
 from simpletuner.config.reporting_rules import REPORTING_RULES
-from simpletuner.config.sections.validation import ValidationSection, parse_sizes
 from simpletuner.config.table import option_table
+from simpletuner.config.validation_rules import VALIDATION_RULES
 from simpletuner.config.values import show
 from simpletuner.core.catalog import did_you_mean
 from simpletuner.core.errors import Problem
 
-SHORT_PROMPT_WORDS = 12
 COMMAND_LINE = "command line"  # the origin of overrides, see `surfaces/cli.py`
 
 
@@ -150,58 +149,6 @@ def _precision(draft: Draft) -> Iterator[Problem]:
         )
 
 
-def _sizes_of_videos(draft: Draft) -> Iterator[Problem]:
-    written, where = draft.values["validation_resolution"], draft.place("validation_resolution")
-    try:
-        sizes = parse_sizes(written)
-    except ValueError:
-        yield Problem(
-            f"validation_resolution = {show(written)}",
-            "It lists sizes from 32 to 16384 pixels: WxH, comma-separated",
-            "Write for example 768x512, or 1280x768,768x512",
-            where,
-        )
-        return
-    settings = ValidationSection(validation_resolution=written)
-    for (width, height), (used_width, used_height) in zip(sizes, settings.resolutions, strict=True):
-        if (width, height) != (used_width, used_height):
-            yield note(
-                f"validation size {width}x{height} is rounded down to {used_width}x{used_height}",
-                "LTX-Video wants multiples of 32",
-                where=where,
-            )
-
-
-def _frames_of_videos(draft: Draft) -> Iterator[Problem]:
-    wanted = draft.values["validation_num_video_frames"]
-    used = ValidationSection(validation_num_video_frames=wanted).num_frames
-    if used != wanted:
-        yield note(
-            f"validation_num_video_frames = {wanted} is rounded down to {used}",
-            "LTX-Video wants 8k+1 frames",
-            where=draft.place("validation_num_video_frames"),
-        )
-
-
-def _prompts(draft: Draft) -> Iterator[Problem]:
-    if draft.values["validation_disable"]:
-        return
-    if not draft.prompts:
-        yield warning(
-            "there is no validation prompt, so no videos will be generated",
-            "The videos show whether the training goes well",
-            "Set validation_prompt or user_prompt_library; or validation_disable to true",
-            "validation_prompt",
-        )
-    short = [prompt.nickname for prompt in draft.prompts if len(prompt.prompt.split()) < SHORT_PROMPT_WORDS]
-    if short:
-        yield note(
-            f"short prompts: {', '.join(short[:5])}{' …' if len(short) > 5 else ''}",
-            "LTX-Video was trained on long, detailed descriptions",
-            "Describe subject, motion, camera and light",
-        )
-
-
 def _aspect_grid(draft: Draft) -> Iterator[Problem]:
     alignment = draft.values["aspect_bucket_alignment"]
     if alignment % 32:
@@ -229,6 +176,7 @@ RULES: tuple[Rule, ...] = (
     *ADAPTER_RULES,
     *MEMORY_RULES,
     *OBJECTIVE_RULES,
+    *VALIDATION_RULES,
     Rule(("model_family", "model_type"), _model_named, "both must be named"),
     Rule(("model_flavour", "model_family", "pretrained_model_name_or_path"), _flavour_known,
          "the release must be known, and only counts without a path"),
@@ -240,10 +188,6 @@ RULES: tuple[Rule, ...] = (
     Rule((), _exclusions, "options that exclude each other"),
     Rule(("delete_problematic_images",), _moving_files, "files are moved only on an explicit request"),
     Rule(("optimizer", "mixed_precision"), _precision, "some optimizers keep their weights in bf16"),
-    Rule(("validation_resolution",), _sizes_of_videos, "sizes are rounded down to multiples of 32"),
-    Rule(("validation_num_video_frames",), _frames_of_videos, "the number is rounded down to 8k+1"),
-    Rule(("validation_disable", "validation_prompt", "user_prompt_library"), _prompts,
-         "validation needs a prompt, and a long one"),
     *REPORTING_RULES,
     Rule(("aspect_bucket_alignment",), _aspect_grid, "a multiple of 32"),
 )  # fmt: skip

@@ -76,7 +76,7 @@ def refusal(spec: OptionSpec, value: Any) -> tuple[str, str] | None:
         return None
     neutral = "remove it" if spec.default is None or spec.default is ... else f"remove it, or set {show(spec.default)}"
     if facts.refused:
-        return f"It cannot be used with LTX-Video: {facts.refused}", capitalised(neutral)
+        return f"It cannot be used: {facts.refused}", capitalised(neutral)
     if facts.planned:
         return f"Not built yet: {facts.planned}", capitalised(neutral)
     if isinstance(value, str) and value in facts.refused_values:
@@ -148,6 +148,8 @@ def _in_range(spec: OptionSpec, number: int | float) -> int | float:
 
 
 def _read_choice(spec: OptionSpec, raw: Any) -> str:
+    if isinstance(raw, bool) and str(raw).lower() in spec.facts.value_aliases:
+        raw = str(raw).lower()  # a switch that has grown names
     if not isinstance(raw, str) and not (isinstance(raw, (int, float)) and not isinstance(raw, bool)):
         raise UnreadableError(f"It must be one of: {', '.join(spec.choices)}")
     written = str(raw)

@@ -103,6 +103,16 @@ class Autoencoder(Protocol):
     def drop_encoder(self) -> None:
         """Free the memory of the encoder; only `decode` works afterwards."""
 
+    def move(self, device: torch.device) -> None:
+        """Go to `device` with all weights, and compute there from now on."""
+
+
+class LatentDecoder(Protocol):
+    """Normalised latents to pixels, roughly."""
+
+    def decode(self, latents: Tensor, seed: int = 0) -> Tensor:
+        """As `Autoencoder.decode`."""
+
 
 class PromptEncoder(Protocol):
     """Prompts to text features."""
@@ -131,6 +141,13 @@ class ModelFamily(Protocol):
     def load_autoencoder(
         self, source: Source, dtype: torch.dtype, device: torch.device, *, tiling: bool = False
     ) -> Autoencoder: ...
+
+    def load_tiny_decoder(self, path: Path, device: torch.device) -> LatentDecoder:
+        """The small decoder of a file, for previews.
+
+        Raises:
+            UserError: If the file holds none for the family's latents.
+        """
 
     def load_prompt_encoder(
         self,

@@ -37,10 +37,10 @@ from simpletuner.validation.generate import (
     STAGE,
     Studio,
     VideoJob,
-    Weights,
     make_video,
     reason_of,
 )
+from simpletuner.validation.names import Weights
 
 
 def generate_order(order: GenerationOrder, emit: Callable[[Event], None]) -> list[VideoGenerated]:

@@ -15,7 +15,7 @@ from simpletuner.recipes.recovery import Recovery, too_many_skipped
 from simpletuner.recipes.run_length import rhythms_of
 from simpletuner.recipes.saving import Archive, export, open_archive
 from simpletuner.recipes.session import Session
-from simpletuner.recipes.showing import generate_base_videos, has_videos, shown_weights, validate_trained
+from simpletuner.recipes.showing import generate_base_videos, has_videos, rehearse, shown_weights, validate_trained
 from simpletuner.runtime.signals import Requests
 from simpletuner.training.fit import fit_on
 from simpletuner.training.out_of_memory import DoesNotFitError
@@ -32,7 +32,8 @@ def run_session(session: Session, requests: Requests) -> Outcome:
     if state.step >= state.total_steps or evaluations.stops:
         complete_outputs(session, evaluations)
         return "finished"
-    if not (config.validation.disable_benchmark or config.validation.validation_disable):
+    rehearse(session)
+    if not config.validation.disable_benchmark:
         generate_base_videos(session)
     if config.validation.validation_on_startup:
         validate_trained(session)
@@ -144,7 +145,7 @@ def _do_what_is_due(
         archive.finish()
         export(session)
     if (calendar.is_due("validation", step) or is_shown or ends) and not requests():
-        validate_trained(session)
+        validate_trained(session, requests)
 
 
 def _told_wait(session: Session, seconds: float) -> str:

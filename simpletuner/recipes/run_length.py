@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from simpletuner.config.catalogs.families import FAMILIES
 from simpletuner.config.run_config import RunConfig
+from simpletuner.config.sections.validation import CLIPS_SHOWN
 from simpletuner.data.epochs import Epochs, total_steps
 from simpletuner.data.sample import BucketKey, LeftOut, Sample
 from simpletuner.training.due import Rhythm, times_due
@@ -272,7 +273,10 @@ def _kept(count: int, limit: int) -> int:
 
 
 def _videos_each(config: RunConfig) -> int:
-    return 0 if config.validation.validation_disable else len(config.prompts) * len(video_sizes(config))
+    """Videos of one validation; of the clips whose first frames are shown at most so many as there may be."""
+    settings = config.validation
+    prompts = len(config.prompts) + (CLIPS_SHOWN if settings.validation_using_datasets else 0)
+    return 0 if settings.validation_disable else prompts * len(video_sizes(config)) * settings.num_validation_images
 
 
 def _pruned(survey: Survey) -> list[LeftOut]:

@@ -16,6 +16,7 @@ from simpletuner.runtime.host import Host
 from simpletuner.training.build import Trainable
 from simpletuner.training.state import TrainState
 from simpletuner.training.step import Objective
+from simpletuner.validation.preview import Previewer
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Session:
     state: TrainState
     batches: BatchStream
     objective: Objective
+    previewer: Previewer | None = None
 
     @property
     def folder(self) -> Path:

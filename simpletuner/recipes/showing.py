@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
 
 from simpletuner.caching.fingerprint import fingerprint
 from simpletuner.config.catalogs.families import FAMILIES
+from simpletuner.config.catalogs.optimizers import OPTIMIZERS
 from simpletuner.config.run_config import RunConfig
 from simpletuner.core.files import write_json_atomic
 from simpletuner.events.types import Noticed
+from simpletuner.events.wording import told_size
+from simpletuner.models.family import Autoencoder
 from simpletuner.recipes.session import Session
 from simpletuner.runtime.host import release_memory
-from simpletuner.validation.generate import VIDEO_FOLDER, Weights, generate_videos, video_name
+from simpletuner.validation.gallery import write_gallery
+from simpletuner.validation.generate import Studio, VideoJob, generate_videos, plan_jobs
+from simpletuner.validation.names import VIDEO_FOLDER, Weights
+from simpletuner.validation.rehearsal import rehearse_largest
+from simpletuner.validation.visiting import VisitingAutoencoder
+
+# Options that change what a video of the base model shows; all others leave it as it is.
+_SHAPING: Final = (
+    "validation_negative_prompt", "validation_num_video_frames", "validation_num_inference_steps",
+    "validation_guidance", "validation_guidance_rescale", "validation_seed_source", "validation_stitch_input_location",
+)  # fmt: skip
 
 
 def shown_weights(config: RunConfig) -> tuple[Weights, ...]:
@@ -24,65 +40,141 @@ def shown_weights(config: RunConfig) -> tuple[Weights, ...]:
     return shown[config.average.ema_validation]
 
 
-def validate_trained(session: Session) -> None:
+def shows_videos(config: RunConfig) -> bool:
+    """Whether the run generates any video."""
+    return bool(config.prompts) and not config.validation.validation_disable
+
+
+def validate_trained(session: Session, stop: Callable[[], bool] = lambda: False) -> None:
     """Generate the validation videos of the run as it is now."""
-    for weights in shown_weights(session.config):
-        validate(session, weights)
-
-
-def validate(session: Session, weights: Weights) -> None:
-    """Generate the validation videos with these weights; a failure never stops training."""
-    config, plan = session.config, session.plan
-    if config.validation.validation_disable or not config.prompts:
+    if not shows_videos(session.config):
         return
+    for weights in shown_weights(session.config):
+        if not stop():
+            validate(session, weights, jobs_of(session, weights), stop)
+    write_gallery(session.folder, title=session.config.reporting.tracker_run_name)
+
+
+def validate(
+    session: Session, weights: Weights, jobs: Sequence[VideoJob], stop: Callable[[], bool] = lambda: False
+) -> None:
+    """Generate these videos with these weights; a failure never stops training."""
     generate_videos(
-        session.trainable.transformer,
+        _studio(session, stop),
         session.state.wearing,
-        plan.family,
-        plan.source,
-        session.autoencoders,
-        session.prompts,
-        config.prompts,
-        config.validation,
+        lambda: _autoencoder(session),
+        jobs,
         step=session.state.step,
         weights=weights,
-        frame_rate=config.data.framerate or FAMILIES[str(config.model.model_family)].frame_rate,
-        folder=session.folder / VIDEO_FOLDER,
         emit=session.run.emit,
     )
     release_memory(session.host.device)
 
 
+def jobs_of(session: Session, weights: Weights) -> list[VideoJob]:
+    """Every video of the run as it is now with these weights."""
+    config, step = session.config, 0 if weights == "base" else session.state.step
+    return plan_jobs(config.prompts, config.validation, step, weights, session.folder / VIDEO_FOLDER)
+
+
 def has_videos(session: Session, weights: Weights) -> bool:
     """Whether every video of these weights at this step exists."""
-    settings, folder = session.config.validation, session.folder / VIDEO_FOLDER
-    step = 0 if weights == "base" else session.state.step
-    return all(
-        (folder / video_name(step, weights, prompt.nickname, width, height, settings.num_frames)).exists()
-        for prompt in session.config.prompts
-        for width, height in settings.resolutions
+    return not shows_videos(session.config) or all(job.path.exists() for job in jobs_of(session, weights))
+
+
+def rehearse(session: Session) -> None:
+    """Before training, prove that the largest video fits into the device's memory beside what training needs.
+
+    Elsewhere than on CUDA the memory is the machine's, which can be lent from the disk: nothing is proved there.
+
+    Raises:
+        UserError: If it does not fit.
+    """
+    config, host = session.config, session.host
+    if host.device.type != "cuda" or not shows_videos(config):
+        return
+    # The states come with the first step; until then their place is kept free.
+    states = OPTIMIZERS[config.optimizer.optimizer].state_bytes * session.trainable.trained_count
+    found = rehearse_largest(
+        _studio(session, lambda: False), session.state.wearing, shown_weights(config)[-1],
+        lambda: _autoencoder(session), config.prompts, host.device, int(states),
+    )  # fmt: skip
+    told = f"{found.width}x{found.height} with {found.num_frames} frames"
+    session.run.emit(
+        Noticed(
+            "note",
+            f"validation videos of {told} fit: {told_size(found.denoising_bytes)} while denoising, "
+            f"{told_size(found.decoding_bytes)} while decoding, of {told_size(host.memory_bytes)}",
+        )
     )
 
 
 def generate_base_videos(session: Session) -> None:
-    """Generate the base model's videos once; again when prompts, settings or the model have changed."""
-    facts = fingerprint(
-        {
-            "model": {part: session.plan.source.identity(part) for part in ("transformer", "autoencoder", "text")},
-            "prompts": [(entry.nickname, entry.prompt, entry.image) for entry in session.config.prompts],
-            "settings": session.config.validation.model_dump(mode="json"),
-            "frame_rate": session.config.data.framerate,
-            "precision": session.config.precision.model_dump(mode="json"),
-            "token_length": session.config.model.tokenizer_max_length,
-        }
-    )
+    """Generate the base model's videos that are missing, or whose prompt, settings or model have changed since."""
+    if not shows_videos(session.config):
+        return
     record = session.folder / VIDEO_FOLDER / "base.json"
-    if record.exists() and json.loads(record.read_text()) == facts and has_videos(session, "base"):
+    jobs = jobs_of(session, "base")
+    facts = {job.path.name: _base_facts(session, job) for job in jobs}
+    known = _read_record(record)
+    wanted = [job for job in jobs if not (job.path.exists() and known.get(job.path.name) == facts[job.path.name])]
+    if not wanted:
         return
     if session.state.step and not session.trainable.adapter.keeps_base:
         told = "the base model's videos are not made: its own weights have been trained since (model_type full)"
         session.run.emit(Noticed("note", told))
         return
-    validate(session, "base")
-    if has_videos(session, "base"):
-        write_json_atomic(record, facts)
+    for job in wanted:
+        job.path.unlink(missing_ok=True)  # of another prompt or model; it must not be taken for this one's
+    validate(session, "base", wanted)
+    write_json_atomic(record, {**known, **{job.path.name: facts[job.path.name] for job in wanted if job.path.exists()}})
+
+
+def _studio(session: Session, stop: Callable[[], bool]) -> Studio:
+    config, plan = session.config, session.plan
+    return Studio(
+        transformer=session.trainable.transformer,
+        family=plan.family,
+        source=plan.source,
+        prompts=session.prompts,
+        settings=config.validation,
+        frame_rate=config.data.framerate or FAMILIES[str(config.model.model_family)].frame_rate,
+        model={"release": plan.source.release, "run": config.reporting.tracker_run_name},
+        previewer=session.previewer,
+        stop=stop,
+    )
+
+
+def _autoencoder(session: Session) -> Autoencoder:
+    """The run's autoencoder; unless it is to stay loaded, only for the time in which it works."""
+    autoencoder, device = session.autoencoders(), session.host.device
+    if session.config.caching.keep_vae_loaded or device.type == "cpu":
+        return autoencoder
+    return VisitingAutoencoder(autoencoder, device)
+
+
+def _base_facts(session: Session, job: VideoJob) -> str:
+    config, source = session.config, session.plan.source
+    picture = Path(job.prompt.image).stat() if job.prompt.image and Path(job.prompt.image).is_file() else None
+    return fingerprint(
+        {
+            "model": {part: source.identity(part) for part in ("transformer", "autoencoder", "text")},
+            "prompt": job.prompt.prompt,
+            "image": [job.prompt.image, *([picture.st_size, picture.st_mtime_ns] if picture else [])],
+            "size": [job.width, job.height],
+            "seed": job.seed,
+            "settings": {name: getattr(config.validation, name) for name in _SHAPING},
+            "frame_rate": config.data.framerate,
+            "precision": config.precision.model_dump(mode="json"),
+            "token_length": config.model.tokenizer_max_length,
+        }
+    )
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """File name -> facts of the base model's videos as they were made."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

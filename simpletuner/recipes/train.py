@@ -26,9 +26,11 @@ from simpletuner.models.adapters.weights_file import BEST_FOLDER
 from simpletuner.recipes.bad_files import keep_damaged
 from simpletuner.recipes.encode import AutoencoderShelf, fill_caches
 from simpletuner.recipes.facts import early_facts, run_facts
+from simpletuner.recipes.first_frames import with_first_frames
 from simpletuner.recipes.loop import Outcome, run_session
 from simpletuner.recipes.objective import build_objective
 from simpletuner.recipes.plan import RunPlan, plan_run
+from simpletuner.recipes.previews import open_previewer
 from simpletuner.recipes.saving import read_best, weights_path
 from simpletuner.recipes.session import Session
 from simpletuner.recipes.story import tell_plan, tell_training
@@ -45,7 +47,7 @@ from simpletuner.training.checkpoint import (
 )
 from simpletuner.training.self_test import refuse_deaf_layers
 from simpletuner.training.state import TrainState
-from simpletuner.validation.generate import VIDEO_FOLDER
+from simpletuner.validation.names import VIDEO_FOLDER
 from simpletuner.validation.report import write_report
 
 ADVICE = "Open the report in a browser; a larger max_train_steps trains on from here."
@@ -76,6 +78,7 @@ def train_from_config(config: RunConfig, advice: str = ADVICE) -> int:
             sweep(own, recursive=False)
         with listen_to_signals(lambda text: run.emit(Noticed("note", text))) as requests:
             plan = open_plan(config, host, run)
+            config = with_first_frames(config, plan, run.emit)
             autoencoders = AutoencoderShelf(config, plan, host)
             caches = fill_caches(config, plan, host, run.emit, autoencoders)
             keep_damaged(config, plan.storages, plan.all_samples, plan.found.left_out, "probe", run.emit)
@@ -86,6 +89,8 @@ def train_from_config(config: RunConfig, advice: str = ADVICE) -> int:
             finally:
                 session.batches.close()
                 session.trainable.close()
+                if session.previewer is not None:
+                    session.previewer.close()
         run.emit(RunFinished(session.state.step, outcome, _next_words(session, outcome, advice)))
         write_report(folder, title=name)
     return ExitCode.SIGNALLED + requests.signal_number if outcome == "stopped" else ExitCode.OK
@@ -141,7 +146,10 @@ def begin_session(
     if warning := state.learning_rate.warning():
         run.emit(Noticed("warning", warning))
     tell_training(config, samples, caches, state, batches, run.emit)
-    return Session(config, plan, host, run, latents, prompts, autoencoders, trainable, state, batches, objective)
+    previewer = open_previewer(config, plan, host, run, autoencoders, samples, latents.read)
+    return Session(
+        config, plan, host, run, latents, prompts, autoencoders, trainable, state, batches, objective, previewer
+    )
 
 
 def _next_words(session: Session, outcome: Outcome, advice: str) -> str:

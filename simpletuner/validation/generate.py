@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -23,14 +24,16 @@ from simpletuner.config.run_config import ValidationPrompt
 from simpletuner.config.sections.validation import ValidationSection
 from simpletuner.core.errors import UserError
 from simpletuner.events.types import Event, Noticed, StageAdvanced, StageFinished, StageStarted, VideoGenerated
+from simpletuner.maths.video_measures import likeness, measure_video
 from simpletuner.models.family import Autoencoder, GenerationRequest, GenerationStep, ModelFamily, Source
+from simpletuner.runtime.seeds import stream_seed
 from simpletuner.validation.first_frame import read_first_frame
-from simpletuner.validation.video_file import Frames, write_still, write_video
+from simpletuner.validation.names import Weights, poster_path, video_name
+from simpletuner.validation.preview import PreviewedVideo, Previewer
+from simpletuner.validation.video_file import Frames, read_video, write_still, write_video
 
 STAGE = "validation"
-VIDEO_FOLDER = "validation_videos"  # inside the run folder
 
-Weights = Literal["base", "adapter", "ema"]
 # What generating one video may raise when it fails: no memory (a RuntimeError in torch) or a shape
 # the model refuses. Anything else is a fault of ours and keeps its traceback.
 GENERATION_FAULTS = (RuntimeError, ValueError)
@@ -50,6 +53,8 @@ class VideoJob:
         width, height: Pixels, multiples of the family's raster.
         seed: Seed of the starting noise.
         path: The file, ".mp4", or ".png" for one frame.
+        number: Which of several videos of this prompt and size it is, from 1.
+        base: The video of the untouched model that it is compared with, if there is one.
     """
 
     prompt: ValidationPrompt
@@ -57,6 +62,8 @@ class VideoJob:
     height: int
     seed: int
     path: Path
+    number: int = 1
+    base: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,8 @@ class Studio:
         settings: Frames, steps, guidance and negative prompt.
         frame_rate: Frames per second of the videos and of the positions the model is given.
         model: Texts about the model that are written into each file, such as its release.
+        previewer: Shows videos in the making; None shows none.
+        stop: Asked after each denoising step; True gives up the video.
     """
 
     transformer: nn.Module
@@ -79,82 +88,52 @@ class Studio:
     settings: ValidationSection
     frame_rate: float
     model: Mapping[str, Any] = field(default_factory=dict)
+    previewer: Previewer | None = None
+    stop: Callable[[], bool] = lambda: False
 
 
-def video_name(step: int, weights: Weights, nickname: str, width: int, height: int, num_frames: int) -> str:
-    """File name of one video: "step_500_cat_768x512.mp4", or "base_cat_768x512.mp4" without the adapter.
-
-    Raises:
-        ValueError: If the nickname is not a plain part of a file name.
-    """
-    suffix = "png" if num_frames == 1 else "mp4"
-    origin = {"base": "base", "adapter": f"step_{step}", "ema": f"step_{step}_ema"}[weights]
-    name = f"{origin}_{nickname}_{width}x{height}.{suffix}"
-    if Path(name).name != name or "\\" in name or "\0" in name:
-        raise ValueError(f"nickname {nickname!r} is not safe in a file name")
-    return name
-
-
-def poster_path(video: Path) -> Path:
-    """Where the still picture of `video` lies; a one-frame validation is its own poster."""
-    return video.with_suffix(".png")
+class GivenUpError(Exception):
+    """Somebody wants to stop, so the video in the making is left."""
 
 
 def generate_videos(
-    transformer: nn.Module,
+    studio: Studio,
     wearing: Wearing,
-    family: ModelFamily,
-    source: Source,
     load_autoencoder: Callable[[], Autoencoder],
-    prompt_cache: PromptCache,
-    prompts: Sequence[ValidationPrompt],
-    settings: ValidationSection,
+    jobs: Sequence[VideoJob],
     *,
     step: int,
     weights: Weights,
-    frame_rate: float,
-    folder: Path,
     emit: Callable[[Event], None],
 ) -> list[VideoGenerated]:
-    """Generate every prompt at every size of `settings` and write the files.
+    """Generate every video of `jobs` and write the files.
 
-    Modes of the model and random states are left as they were; each video starts from
-    `validation_seed`, so neither the order nor the number of prompts changes a video.
+    Modes of the model and random states are left as they were; each video starts from a seed of its own, so neither
+    the order nor the number of prompts changes a video.
 
     Args:
-        transformer: The model as it is trained.
+        studio: What makes the videos; its prompt cache must hold every prompt and the negative prompt.
         wearing: Puts the base, trained or averaged weights in for the length of a block.
         load_autoencoder: Called once; what it returns is dropped before this function returns.
-        prompt_cache: Must hold every prompt and the negative prompt.
-        step: Optimizer steps done so far, a part of the file names.
+        jobs: What is made, usually by `plan_jobs`.
+        step: Optimizer steps done so far.
         weights: "base" without the adapter, "adapter" as trained, "ema" their running average.
-        frame_rate: Frames per second of the videos and of the positions the model is given.
-        folder: Where the files go, usually `<run folder>/validation_videos`.
         emit: Receives progress, a `VideoGenerated` per file, and an error notice per failure.
 
     Returns:
         The videos that were written.
     """
-    jobs = [
-        VideoJob(
-            prompt, width, height, settings.validation_seed,
-            folder / video_name(step, weights, prompt.nickname, width, height, settings.num_frames),
-        )
-        for width, height in settings.resolutions
-        for prompt in prompts
-    ]  # fmt: skip
     if not jobs:
         return []
     started = time.monotonic()
-    total = len(jobs) * settings.validation_num_inference_steps
+    total = len(jobs) * studio.settings.validation_num_inference_steps
     emit(StageStarted(STAGE, f"Generating videos ({_told(weights, step)})", total, "steps"))
     made: list[VideoGenerated] = []
     try:
         autoencoder = load_autoencoder()
     except (*GENERATION_FAULTS, *WRITING_FAULTS) as error:
         emit(Noticed("error", f"no videos at step {step}: the autoencoder could not be loaded: {reason_of(error)}"))
-        jobs = []
-    studio = Studio(transformer, family, source, prompt_cache, settings, frame_rate)
+        jobs = ()
     with wearing(weights):
         for number, job in enumerate(jobs):
             try:
@@ -163,12 +142,45 @@ def generate_videos(
                 emit(Noticed("error", f"no video '{job.path.name}': {reason_of(error)}. Training goes on."))
                 _release_memory()
                 continue
+            except GivenUpError:
+                emit(Noticed("note", f"stopped while generating: {len(made)} of {len(jobs)} videos are made"))
+                break
             made.append(event)
             emit(event)
     autoencoder = None  # type: ignore[assignment]  # its memory belongs to training again
     _release_memory()
     emit(StageFinished(STAGE, total, time.monotonic() - started, f"{len(made)} videos"))
     return made
+
+
+def plan_jobs(
+    prompts: Sequence[ValidationPrompt], settings: ValidationSection, step: int, weights: Weights, folder: Path
+) -> list[VideoJob]:
+    """Every video of a validation: each prompt at each size, as often as `num_validation_images` says.
+
+    Args:
+        step: Optimizer steps done so far, a part of the file names.
+        weights: "base" without the adapter, "adapter" as trained, "ema" their running average.
+        folder: Where the files go, usually `<run folder>/validation_videos`.
+    """
+
+    def job(prompt: ValidationPrompt, width: int, height: int, number: int) -> VideoJob:
+        def path_of(done: int, worn: Weights) -> Path:
+            return folder / video_name(done, worn, prompt.nickname, width, height, settings.num_frames, number)
+
+        # A random seed depends on the step alone, so that a repeated validation shows the same.
+        seed = settings.validation_seed
+        if settings.validation_randomize and weights != "base":
+            seed = stream_seed(seed, "validation", step)
+        base = path_of(0, "base") if weights != "base" else None
+        return VideoJob(prompt, width, height, seed + number - 1, path_of(step, weights), number, base)
+
+    return [
+        job(prompt, width, height, number)
+        for width, height in settings.resolutions
+        for prompt in prompts
+        for number in range(1, settings.num_validation_images + 1)
+    ]
 
 
 def make_video(
@@ -190,20 +202,30 @@ def make_video(
     Raises:
         RuntimeError, ValueError: If the model cannot make it: no memory, or a shape it refuses.
         UserError, OSError: If its picture cannot be read, or the file cannot be written.
+        GivenUpError: If the studio's `stop` says so.
     """
-    begun, settings = time.monotonic(), studio.settings
-    on_step = _progress(number * settings.validation_num_inference_steps, job, emit)
-    request = _request(job, studio)
+    begun = time.monotonic()
+    request = make_request(job, studio)
+    watch = _watching(studio, job, number, step, weights, emit)
     with _undisturbed(), torch.no_grad():
-        frames = studio.family.generate(studio.transformer, studio.source, autoencoder, request, on_step)
-    _write(job.path, frames, studio.frame_rate, _recipe(job, studio, step, weights))
+        frames = studio.family.generate(studio.transformer, studio.source, autoencoder, request, watch)
+    shown = _stitched(frames, request.first_frame, studio.settings.validation_stitch_input_location)
+    _write(job.path, shown, studio.frame_rate, _recipe(job, studio, step, weights))
+    measures = {**measure_video(frames, studio.frame_rate), **_likeness(job)}
+    if studio.previewer is not None:
+        studio.previewer.wait()
     return VideoGenerated(
         step, weights, job.prompt.nickname, job.prompt.prompt, job.width, job.height, len(frames), studio.frame_rate,
-        request.seed, str(job.path), time.monotonic() - begun,
+        request.seed, str(job.path), time.monotonic() - begun, job.number, measures,
     )  # fmt: skip
 
 
-def _request(job: VideoJob, studio: Studio) -> GenerationRequest:
+def make_request(job: VideoJob, studio: Studio) -> GenerationRequest:
+    """What the family is asked for.
+
+    Raises:
+        UserError: If the picture it begins with cannot be read.
+    """
     settings = studio.settings
     embeds, mask = studio.prompts.read(job.prompt.prompt)
     negative_embeds, negative_mask = studio.prompts.read(settings.validation_negative_prompt)
@@ -221,6 +243,8 @@ def _request(job: VideoJob, studio: Studio) -> GenerationRequest:
         num_inference_steps=settings.validation_num_inference_steps,
         seed=job.seed,
         first_frame=read_first_frame(Path(image), job.width, job.height) if image else None,
+        guidance_rescale=settings.validation_guidance_rescale,
+        draws_on_device=settings.validation_seed_source == "gpu",
     )
 
 
@@ -237,6 +261,7 @@ def _recipe(job: VideoJob, studio: Studio, step: int, weights: Weights) -> dict[
         "frame_rate": studio.frame_rate,
         "steps": settings.validation_num_inference_steps,
         "guidance": settings.validation_guidance,
+        **({"guidance_rescale": r} if (r := settings.validation_guidance_rescale) else {}),
         "seed": job.seed,
         "weights": weights,
         "trained_steps": step,
@@ -250,9 +275,44 @@ def _write(path: Path, frames: Frames, frame_rate: float, recipe: Mapping[str, A
     write_video(path, frames, frame_rate, recipe)
 
 
-def _progress(offset: int, job: VideoJob, emit: Callable[[Event], None]) -> Callable[[GenerationStep], None]:
+def _stitched(frames: Frames, first_frame: torch.Tensor | None, location: str) -> Frames:
+    """The video with the picture it began with beside each frame, where that is wanted."""
+    if first_frame is None or location == "none":
+        return frames
+    still = ((first_frame + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    beside = np.broadcast_to(still, frames.shape)
+    return np.concatenate([beside, frames] if location == "left" else [frames, beside], axis=2)
+
+
+def _likeness(job: VideoJob) -> dict[str, float]:
+    """How far the video resembles that of the untouched model; both are read as they were written."""
+    if job.base is None or not job.base.is_file():
+        return {}
+    try:
+        return {"likeness": likeness(read_video(job.path)[0], read_video(job.base)[0])}
+    except (ValueError, OSError):  # the base's file is of another size, or was damaged since
+        return {}
+
+
+def _watching(
+    studio: Studio, job: VideoJob, number: int, step: int, weights: Weights, emit: Callable[[Event], None]
+) -> Callable[[GenerationStep], None]:
+    """What happens after each denoising step of one video."""
+    offset = number * studio.settings.validation_num_inference_steps
     detail = f"{job.prompt.nickname} {job.width}x{job.height}"
-    return lambda step: emit(StageAdvanced(STAGE, offset + step.number, detail))
+    video = PreviewedVideo(
+        step, weights, job.prompt.nickname, job.prompt.prompt, job.width, job.height, studio.frame_rate, job.path.name,
+        job.number,
+    )  # fmt: skip
+
+    def after_step(done: GenerationStep) -> None:
+        emit(StageAdvanced(STAGE, offset + done.number, detail))
+        if studio.previewer is not None:
+            studio.previewer.look(video, done)
+        if done.number < done.total and studio.stop():
+            raise GivenUpError
+
+    return after_step
 
 
 def _undisturbed() -> AbstractContextManager[None]:

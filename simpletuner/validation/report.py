@@ -12,19 +12,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from simpletuner.core.files import write_atomic
+from simpletuner.events.sinks.journal import read_journal
 from simpletuner.events.wording import told_duration, told_size
 from simpletuner.validation.comparison import compare_videos
-from simpletuner.validation.generate import VIDEO_FOLDER
-from simpletuner.validation.loss_plot import DARK_PLOT, LIGHT_PLOT, draw_loss_plots, smooth, smoothing_span
+from simpletuner.validation.gallery import GALLERY, write_gallery
+from simpletuner.validation.loss_plot import PLOT, draw_loss_plot, smooth, smoothing_span
+from simpletuner.validation.names import VIDEO_FOLDER
+from simpletuner.validation.page import render
+from simpletuner.validation.report_charts import (
+    hardware_charts,
+    loss_chart,
+    measure_charts,
+    measure_legend,
+    training_charts,
+)
 from simpletuner.validation.run_record import RunRecord, Sight, read_run
+from simpletuner.validation.timeline import ORDER, OTHER, simplified, sum_spans
+from simpletuner.validation.verdict import tell_verdict
 
 REPORT = "report.html"
 CONTACT_SHEET = "contact_sheet.png"
+_SMALL_SIGHTS = 6  # beside the first; the others are in the gallery
+_WORTH_A_ROW = 0.0005  # share of the time that is told
 _OUTCOMES = {
     "finished": "Finished",
     "stopped": "Stopped early",
@@ -33,8 +44,9 @@ _OUTCOMES = {
 }
 _FILES = (
     (REPORT, "this page"),
+    (GALLERY, "all validation videos, step under step"),
     (CONTACT_SHEET, "what the trainer saw"),
-    (LIGHT_PLOT, "loss and learning rate"),
+    (PLOT, "loss and learning rate, to send to somebody"),
     ("resolved_config.json", "every setting and where it came from"),
     ("versions.json", "package versions, platform, seed"),
     ("metrics.jsonl", "one line per step"),
@@ -51,8 +63,19 @@ class FileRow:
     size: str
 
 
+@dataclass(frozen=True)
+class TimeRow:
+    """How long one kind of work took; `colour` is its class on the page."""
+
+    what: str
+    seconds: float
+    told: str
+    share: float
+    colour: str
+
+
 def write_report(run_folder: Path, *, title: str) -> Path:
-    """Write `report.html`, the loss plots and the before/after strips into `run_folder`.
+    """Write `report.html`, `gallery.html` and the pictures they show into `run_folder`.
 
     Args:
         run_folder: Folder with a journal; everything else in it is optional.
@@ -68,45 +91,47 @@ def write_report(run_folder: Path, *, title: str) -> Path:
     """
     record = read_run(run_folder)
     if record.metrics:
-        draw_loss_plots(run_folder, record.metrics)
-    page = (
-        _environment()
-        .get_template("report.html.jinja")
-        .render(
-            title=title,
-            record=record,
-            outcome=_OUTCOMES.get(record.outcome, record.outcome),
-            headline=_headline(record),
-            tiles=_tiles(record),
-            strips={sight: _draw_strip(record, sight) for sight in record.sights},
-            has_plot=bool(record.metrics),
-            light_plot=LIGHT_PLOT,
-            dark_plot=DARK_PLOT,
-            contact_sheet=CONTACT_SHEET if (run_folder / CONTACT_SHEET).is_file() else "",
-            settings=_changed_settings(record),
-            files=_files(run_folder),
-            adapter_file=_adapter_file(run_folder),
-            base_model=record.option("pretrained_model_name_or_path") or "",
-            validation_prompt=record.sights[0].prompt if record.sights else "a prompt like your captions",
-        )
+        draw_loss_plot(run_folder, record.metrics)
+    if record.sights:
+        write_gallery(run_folder, title=title, with_courses=True)
+    times = _times(record)
+    page = render(
+        "report.html.jinja",
+        title=title,
+        record=record,
+        outcome=_OUTCOMES.get(record.outcome, record.outcome),
+        headline=_headline(record),
+        verdict=tell_verdict(record),
+        tiles=_tiles(record),
+        strip=_draw_strip(record, record.sights[0]) if record.sights else "",
+        others=[sight for sight in record.sights[1:] if sight.latest or sight.base][:_SMALL_SIGHTS],
+        gallery=GALLERY if record.sights else "",
+        loss=loss_chart(record.metrics),
+        curves=training_charts(record),
+        measures=measure_charts(record.sights),
+        measure_legend=measure_legend(record.sights),
+        hardware=hardware_charts(record.metrics),
+        throughput=_throughput(record),
+        times=times,
+        bars=_bars(record, times),
+        run_time=told_duration(record.wall_seconds),
+        contact_sheet=CONTACT_SHEET if (run_folder / CONTACT_SHEET).is_file() else "",
+        datasets=_dataset_rows(record),
+        settings=_changed_settings(record),
+        files=_files(run_folder),
+        adapter_file=_adapter_file(run_folder),
+        base_model=record.option("pretrained_model_name_or_path") or "",
+        validation_prompt=record.sights[0].prompt if record.sights else "a prompt like your captions",
     )
     # The report lists itself; its size is known only now and not worth a second rendering.
     write_atomic(run_folder / REPORT, page)
     return run_folder / REPORT
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
-    # "%", "#" and "?" in file names would otherwise change the address.
-    environment.filters["address"] = lambda path: quote(path, safe="/")
-    return environment
+def run_title(run_folder: Path) -> str:
+    """The name of the run in `run_folder`, that of the folder where the run does not tell."""
+    started = list(read_journal(run_folder, kinds=("run_started",)))
+    return str(started[-1]["run_name"]) if started else run_folder.resolve().name
 
 
 def _headline(record: RunRecord) -> str:
@@ -130,6 +155,10 @@ def _tiles(record: RunRecord) -> list[tuple[str, str, str]]:
     span = smoothing_span(len(losses))
     first = _mean(losses[:span])
     tiles.append(("Loss", f"{smooth(losses, span)[-1]:.4f}", f"{first:.4f} at the start, both over {span} steps"))
+    if record.evaluations:
+        curve = record.evaluations[0].curve
+        held_out = [one.loss for one in record.evaluations if one.curve == curve]
+        tiles.append(("Held-out loss", f"{held_out[-1]:.4f}", f"{held_out[0]:.4f} at first, {curve}"))
     seconds = sum(float(line.get("seconds") or 0) for line in metrics)
     tiles.append(("Speed", f"{seconds / len(metrics):.2f} s", "per step"))
     tiles.append(("Clips seen", str(sum(int(line.get("samples", 0)) for line in metrics)), "repeats included"))
@@ -148,7 +177,7 @@ def _draw_strip(record: RunRecord, sight: Sight) -> str:
     """Path of the before/after picture of one sight; empty when there is nothing to compare."""
     if sight.base is None or sight.latest is None:
         return ""
-    path = f"{VIDEO_FOLDER}/before_after_{sight.nickname}_{sight.size}.png"
+    path = f"{VIDEO_FOLDER}/before_after_{sight.name}.png"
     try:
         compare_videos(
             record.folder / sight.base.path,
@@ -159,6 +188,67 @@ def _draw_strip(record: RunRecord, sight: Sight) -> str:
     except (OSError, ValueError):  # a video was removed or damaged by hand: the page goes without
         return ""
     return path
+
+
+def _throughput(record: RunRecord) -> list[tuple[str, str]]:
+    """(label, value) of what the machine did per second of training, and which machine it was."""
+    told = [(label, value) for heading, lines in record.story for label, value in lines if label == "device"]
+    cpus = record.versions.get("cpu_count")
+    if cpus:
+        told.append(("processor", f"{cpus} threads, {record.versions.get('machine', '')}"))
+    seconds = sum(float(line.get("seconds") or 0) for line in record.metrics)
+    if seconds > 0:
+        told.append(
+            ("samples", f"{sum(int(line.get('samples', 0)) for line in record.metrics) / seconds:.2f} per second")
+        )
+        tokens = sum(int(line.get("tokens", 0)) for line in record.metrics)
+        told.append(("latent tokens", f"{tokens / seconds:,.0f} per second"))
+    return told
+
+
+def _times(record: RunRecord) -> list[TimeRow]:
+    total = sum(span.seconds for span in record.spans) or 1.0
+    return [
+        TimeRow(what, seconds, told_duration(seconds), seconds / total, _colour(what))
+        for what, seconds in sum_spans(record.spans)
+        if seconds / total >= _WORTH_A_ROW
+    ]
+
+
+def _bars(record: RunRecord, times: Sequence[TimeRow]) -> list[tuple[str, float, float, str]]:
+    """(style class, left, width in percent, what the pointer tells) of each stretch of the timeline."""
+    total = record.spans[-1].end if record.spans else 0.0
+    if total <= 0:
+        return []
+    return [
+        (
+            _colour(span.what), 100 * span.begin / total, 100 * span.seconds / total,
+            f"{span.what}: {told_duration(span.seconds)}, from {told_duration(span.begin)} on",
+        )
+        for span in simplified(record.spans)
+    ]  # fmt: skip
+
+
+def _colour(what: str) -> str:
+    if what == OTHER:
+        return "c7"
+    known = [one for one in ORDER if one != OTHER]
+    # Training in the page's first colour, the others in the order of a run.
+    order = sorted(known, key=lambda one: one != "training steps")
+    return f"c{order.index(what) if what in order else 6}"
+
+
+def _dataset_rows(record: RunRecord) -> list[tuple[str, str]]:
+    """(id, sentence) of each data set entry."""
+    rows = []
+    for entry in record.datasets:
+        video = entry.get("video") or {}
+        frames = f", {video['num_frames']} frames" if video.get("num_frames") else ""
+        repeats = f", each {entry['repeats'] + 1} times per epoch" if entry.get("repeats") else ""
+        use = "only measured, never trained: " if entry.get("dataset_type") == "eval" else ""
+        what = f"{use}{entry.get('resolution', '')} {entry.get('resolution_type', '')}{frames}{repeats}"
+        rows.append((str(entry.get("id", "")), what.strip()))
+    return rows
 
 
 def _changed_settings(record: RunRecord) -> list[tuple[str, str, str]]:

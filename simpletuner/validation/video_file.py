@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.error import FFmpegError
+from av.video import VideoStream
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
@@ -23,6 +26,7 @@ from PIL import Image, PngImagePlugin
 from simpletuner.core.files import staged_file, write_atomic
 
 Frames = NDArray[np.uint8]
+Seen = TypeVar("Seen")
 
 _ENCODING = {
     "preset": "medium",
@@ -83,16 +87,55 @@ def read_video(path: Path) -> tuple[Frames, float]:
     if path.suffix == ".png":
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))[None], 0.0
+
+    def read(container: InputContainer, stream: VideoStream) -> tuple[Frames, float]:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+        return np.stack(frames), float(stream.average_rate or 0)
+
+    return _looked_at(path, read)
+
+
+def count_frames(path: Path) -> int:
+    """Frames of an mp4 by its header, 1 for a PNG.
+
+    Raises:
+        OSError: If the file is missing.
+        ValueError: If it holds no video.
+    """
+    if path.suffix == ".png":
+        return 1
+    return _looked_at(path, lambda container, stream: int(stream.frames))
+
+
+def read_frames(path: Path, places: Sequence[int]) -> tuple[Frames, float]:
+    """Like `read_video`, of the frames at `places` (ascending, from 0) alone: [len(places), H, W, 3] and the rate.
+
+    Raises:
+        OSError: If the file is missing.
+        ValueError: If it has no such frame.
+    """
+    if path.suffix == ".png":
+        return read_video(path)
+    wanted = set(places)
+
+    def pick(container: InputContainer, stream: VideoStream) -> tuple[Frames, float]:
+        decoded = itertools.islice(container.decode(stream), max(wanted) + 1)
+        kept = [frame.to_ndarray(format="rgb24") for place, frame in enumerate(decoded) if place in wanted]
+        if len(kept) < len(wanted):
+            raise ValueError(f"'{path}' has fewer than {max(wanted) + 1} frames")
+        return np.stack(kept), float(stream.average_rate or 0)
+
+    return _looked_at(path, pick)
+
+
+def _looked_at(path: Path, look: Callable[[InputContainer, VideoStream], Seen]) -> Seen:
     try:
         with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-            rate = float(stream.average_rate or 0)
+            return look(container, container.streams.video[0])
     except (FFmpegError, IndexError) as error:
         if isinstance(error, OSError):
             raise
         raise ValueError(f"'{path}' holds no video ({error})") from error
-    return np.stack(frames), rate
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def test_documented_configuration_can_be_trained(language: str, tmp_path: Path) 
         text for text, value in zip(texts, values, strict=True) if value not in options and text not in datasets
     ]
     assert (len(datasets), len(libraries)) == (2, 1)
-    assert len(options) == 3
+    assert len(options) == 4
     folder = tmp_path / "config" / "ltxvideo"
     folder.mkdir(parents=True)
     for name in ("disney-black-and-white", "set-apart"):

@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "simpletuner"
 # Options that act while the configuration is read, inside `config/` itself.
 READ_BY_CONFIG = {
     "cache_dir_text", "user_prompt_library", "ignore_final_epochs", "report_to", "disabled",
+    "validation_prompt_library",
     "parquet_caption_column", "parquet_filename_column", "optimizer_config", "optimizer_beta1", "optimizer_beta2",
     "adam_epsilon", "adam_weight_decay", "ltx_train_mode", "enable_group_offload", "group_offload_type",
     "group_offload_blocks_per_group", "gradient_checkpointing_interval", "gradient_checkpointing_blocks",

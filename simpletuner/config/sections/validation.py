@@ -6,10 +6,16 @@ from typing import Any, Literal
 
 from simpletuner.config.option import Section, option
 
-PREVIEW = "previews of videos in the making"
-SCRIPT = "validation by an external script"
-EXTRA = "further adapters while validating"
-I2V = "validation with input images"
+SCRIPT = (
+    "validation is made by this program, with the weights, positions and noise of training; a script of your own can "
+    "watch for checkpoints and use `simpletuner generate`"
+)
+EXTRA = (
+    "validation shows what is trained and nothing else; start from another adapter with init_lora, or merge it into "
+    "the base with `simpletuner export --merge`"
+)
+CLIPS_SHOWN = 4  # by validation_using_datasets; each costs a video per size and validation
+LOSSLESS = "stills are compared over the steps, and only a lossless file shows what the model made"
 
 
 class ValidationSection(Section):
@@ -45,8 +51,8 @@ class ValidationSection(Section):
     )
     validation_resolution: str = option(
         "512x512",
-        "Sizes of the videos: WxH, comma-separated; a single number is a square.",
-        "视频尺寸：宽x高，用逗号分隔；单个数字表示正方形。",
+        "Sizes of the videos: WxH, comma-separated; a single number is a square, below 32 one of so many megapixels.",
+        "视频尺寸：宽x高，用逗号分隔；单个数字表示正方形，小于 32 时表示百万像素数。",
         unit="px",
         guide=True,
     )
@@ -58,30 +64,36 @@ class ValidationSection(Section):
         5.0, "Classifier-free guidance; 1 switches it off.", "无分类器引导强度；1 表示关闭。", ge=1, guide=True
     )
     validation_seed: int = option(42, "Seed of the validation noise.", "验证噪声的种子。", ge=0, guide=True)
-    validation_prompt_library: str | None = option(
-        None, "Use a built-in set of prompts.", "使用内置提示词集。", guide=True, planned="a built-in set of prompts"
+    validation_prompt_library: Literal["none", "general", "motion", "people"] = option(
+        "none",
+        "Add a built-in set of prompts; true means general.",
+        "添加内置提示词集；true 表示 general。",
+        guide=True,
+        value_aliases={"true": "general", "false": "none"},
     )
     validation_epoch_interval: int | None = option(
-        None, "Epochs between validations, beside those by steps.",
-        "两次验证之间的轮数（与按步数的验证并存）。", ge=0, unit="epochs", level="advanced", neutral=(0,),
+        None, "Epochs between validations, beside validation_step_interval.",
+        "两次验证之间的轮数，与 validation_step_interval 并行生效。", ge=0, unit="epochs", level="advanced",
     )  # fmt: skip
     validate_after_step: int | None = option(
-        None, "First step with a validation.", "从第几步开始验证。", ge=0, unit="steps", level="expert", neutral=(0,),
+        None, "No validation before this step, except at startup and at the end.",
+        "在此步之前不验证（启动时与结束时除外）。", ge=0, unit="steps", level="expert",
     )  # fmt: skip
     validate_after_epoch: int | None = option(
-        None, "First epoch with a validation.", "从第几轮开始验证。", ge=0, unit="epochs", level="expert", neutral=(0,),
+        None, "No validation before this epoch (from 1), except at startup and at the end.",
+        "在此轮（从 1 起）之前不验证（启动时与结束时除外）。", ge=0, unit="epochs", level="expert",
     )  # fmt: skip
     num_validation_images: int = option(
-        1, "Videos per prompt.", "每条提示词生成的视频数。", ge=1, le=10, level="advanced",
-        planned="several videos per prompt",
+        1, "Videos per prompt and size, each from a seed of its own.", "每条提示词与尺寸的视频数，各用不同种子。",
+        ge=1, le=10, level="advanced",
     )  # fmt: skip
     validation_randomize: bool = option(
-        False, "Draw a new seed for each validation.", "每次验证使用新种子。", level="expert",
-        planned="random validation seeds",
+        False, "Another seed for each validation; videos of different steps then start from different noise.",
+        "每次验证使用新种子；不同步的视频将从不同噪声开始。", level="expert",
     )  # fmt: skip
-    validation_seed_source: Literal["cpu"] = option(
-        "cpu", "Device that draws the starting noise.", "抽取初始噪声的设备。", level="expert",
-        planned_values={"gpu": "drawing validation noise on the GPU"},
+    validation_seed_source: Literal["cpu", "gpu"] = option(
+        "cpu", "Whose generator draws the starting noise; that of a GPU gives other videos on another kind of GPU.",
+        "由谁的随机数生成器抽取初始噪声；GPU 的结果随型号而异。", level="expert",
     )  # fmt: skip
     validation_noise_scheduler: str | None = option(
         None, "Sampler of the videos.", "生成视频的采样器。", level="expert",
@@ -92,14 +104,18 @@ class ValidationSection(Section):
         accepted_note="no video of the empty prompt is made anyway",
     )  # fmt: skip
     validation_guidance_rescale: float = option(
-        0.0, "Rescale guided predictions.", "重新缩放引导后的预测。", ge=0, le=1, level="expert",
-        planned="rescaled guidance",
+        0.0, "Share by which guided predictions get the spread of the prompted ones; 0.7 tames glaring colours.",
+        "引导后的预测按此比例恢复提示词预测的分布；0.7 可抑制过曝。", ge=0, le=1, level="expert",
     )  # fmt: skip
     validation_torch_compile: bool = option(
         False, "Compile the model for validation.", "为验证编译模型。", level="expert", planned="compiled validation"
     )
     validation_using_datasets: bool = option(
-        False, "Take input images from data sets.", "从数据集取输入图像。", level="advanced", planned=I2V
+        False,
+        "Also make videos that begin with first frames of up to 4 clips, with their captions: of the evaluation sets, "
+        "else of the trained ones.",
+        "同时生成以片段首帧开头的视频（最多 4 个，使用其描述）：取自评估集，没有则取自训练集。",
+        level="advanced",
     )
     validation_input: str | None = option(
         None,
@@ -110,39 +126,49 @@ class ValidationSection(Section):
         level="advanced",
     )
     validation_stitch_input_location: Literal["none", "left", "right"] = option(
-        "none", "Where the input image is shown.", "输入图像的显示位置。", level="expert", planned=I2V
+        "none", "Show the picture that a video begins with beside it.", "在视频旁显示其起始图像。", level="expert"
     )
     validation_preview: bool = option(
-        False, "Send pictures of videos in the making.", "发送生成过程中的预览。", guide=True, planned=PREVIEW
+        False,
+        "Show small moving pictures of videos in the making: in the run folder, and to webhooks.",
+        "显示生成过程中的小型动态预览：写入运行目录，并发送给 webhook。",
+        guide=True,
     )
     validation_preview_steps: int = option(
-        1, "Denoising steps between previews.", "两次预览之间的去噪步数。", ge=1, unit="steps", guide=True,
-        planned=PREVIEW,
-    )  # fmt: skip
+        1, "Denoising steps between previews.", "两次预览之间的去噪步数。", ge=1, unit="steps", guide=True
+    )
+    validation_preview_decoder: str = option(
+        "auto",
+        "What paints previews: linear (a map fitted once on the run's own clips), autoencoder (slow), or the path of "
+        "a TAE-type decoder (.safetensors); auto takes the checkpoint's own decoder if it has one, else linear.",
+        "预览的解码方式：linear（用本次片段拟合一次的线性映射）、autoencoder（较慢）或 TAE 类解码器文件"
+        "（.safetensors）；auto 优先使用检查点自带的解码器，否则为 linear。",
+        level="advanced",
+    )
     validation_method: Literal["simpletuner-local"] = option(
         "simpletuner-local", "Who generates the videos.", "由谁生成视频。", level="expert",
-        planned_values={"external-script": SCRIPT},
+        refused_values={"external-script": SCRIPT},
     )  # fmt: skip
     validation_external_script: str | None = option(
-        None, "Command that generates the videos.", "生成视频的命令。", level="expert", planned=SCRIPT
+        None, "Command that generates the videos.", "生成视频的命令。", level="expert", refused=SCRIPT
     )
     validation_external_background: bool = option(
-        False, "Do not wait for that command.", "不等待该命令。", level="expert", planned=SCRIPT
+        False, "Do not wait for that command.", "不等待该命令。", level="expert", refused=SCRIPT
     )
     validation_adapter_path: str | None = option(
-        None, "Further adapter.", "其他适配器。", level="expert", planned=EXTRA
+        None, "Further adapter.", "其他适配器。", level="expert", refused=EXTRA
     )
     validation_adapter_name: str | None = option(
-        None, "Name of that adapter.", "该适配器的名称。", level="expert", planned=EXTRA
+        None, "Name of that adapter.", "该适配器的名称。", level="expert", refused=EXTRA
     )
     validation_adapter_strength: float = option(
-        1.0, "Strength of that adapter.", "该适配器的强度。", gt=0, level="expert", planned=EXTRA
+        1.0, "Strength of that adapter.", "该适配器的强度。", gt=0, level="expert", refused=EXTRA
     )
     validation_adapter_mode: Literal["adapter_only", "comparison", "none"] = option(
-        "adapter_only", "What is shown.", "展示的内容。", level="expert", planned=EXTRA
+        "adapter_only", "What is shown.", "展示的内容。", level="expert", refused=EXTRA, neutral=("none",)
     )
     validation_adapter_config: Any = option(
-        None, "List of further adapters.", "其他适配器的列表。", level="expert", planned=EXTRA
+        None, "List of further adapters.", "其他适配器的列表。", level="expert", refused=EXTRA
     )
     validation_multigpu: Literal["single-gpu", "batch-parallel"] = option(
         "batch-parallel", "How several GPUs share the prompts.", "多 GPU 如何分配提示词。", level="expert",
@@ -150,14 +176,15 @@ class ValidationSection(Section):
     )  # fmt: skip
     validation_image_format: Literal["png"] = option(
         "png", "File format of one-frame validations.", "单帧验证的文件格式。", level="expert",
-        planned_values={value: f"{value} files" for value in ("webp", "jpeg")},
+        refused_values={"webp": LOSSLESS, "jpeg": LOSSLESS},
     )  # fmt: skip
     validation_image_quality: int = option(
-        90, "Quality of lossy stills.", "有损图像质量。", ge=1, le=100, level="expert", planned="lossy stills"
+        90, "Quality of lossy stills.", "有损图像质量。", ge=1, le=100, level="expert", refused=LOSSLESS
     )
     enable_watermark: bool = option(
-        False, "Mark generated videos.", "为生成的视频加水印。", level="expert", planned="watermarks"
-    )
+        False, "Mark generated videos.", "为生成的视频加水印。", level="expert",
+        refused="there is no watermark for it; each file says how it was made",
+    )  # fmt: skip
 
     @property
     def resolutions(self) -> tuple[tuple[int, int], ...]:
@@ -175,14 +202,17 @@ class ValidationSection(Section):
 
 
 def parse_sizes(text: str) -> list[tuple[int, int]]:
-    """Read "768x512, 640" as [(768, 512), (640, 640)], before any rounding.
+    """Read "768x512, 640, 0.5" as [(768, 512), (640, 640), (707, 707)], before any rounding.
 
     Raises:
-        ValueError: If a part is not a whole number of pixels, or is below 32.
+        ValueError: If a part is no size, or is outside 32 to 16384 pixels.
     """
     sizes = []
     for part in text.split(","):
-        numbers = [int(number) for number in part.strip().lower().replace("×", "x").split("x")]
+        words = part.strip().lower().replace("×", "x").split("x")
+        if len(words) == 1 and 0 < (megapixels := float(words[0])) < 32:
+            words = [str(round((megapixels * 1e6) ** 0.5))]
+        numbers = [int(word) for word in words]
         width, height = numbers if len(numbers) == 2 else (*numbers, *numbers)
         if min(width, height) < 32 or max(width, height) > 16384:
             raise ValueError(f"{part.strip()} is outside 32 to 16384 pixels")

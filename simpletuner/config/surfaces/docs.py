@@ -21,7 +21,7 @@ default of the model family, then the general default. `simpletuner check` tells
 取值优先级：命令行 > 环境变量 > 所选环境的配置文件 > `config/config.env` > 模型家族的默认值 > 通用默认值。
 
 ★ named by the quickstart (快速入门中出现) · ○ known, but the feature is not built yet and any value that would need it
-is refused by name (尚未实现) · ✕ cannot be used with LTX-Video (LTX-Video 不可用) · △ accepted, changes nothing here
+is refused by name (尚未实现) · ✕ cannot be used (不可用) · △ accepted, changes nothing here
 (可以写，但不起作用)
 """
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from simpletuner.config.rules import SHORT_PROMPT_WORDS
 from simpletuner.config.surfaces.wizard import Known
+from simpletuner.config.validation_rules import SHORT_PROMPT_WORDS
 
 CHARACTER: Mapping[str, str] = {
     "portrait": (

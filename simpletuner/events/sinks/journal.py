@@ -8,7 +8,7 @@ resending) takes for true.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -53,9 +53,14 @@ class JournalSink:
         self._lines.close()
 
 
-def read_journal(folder: Path) -> Iterator[dict[str, Any]]:
-    """Events of the run in `folder`, oldest first; readable while the run goes on."""
-    return read_lines(folder / JOURNAL)
+def read_journal(folder: Path, kinds: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """Events of the run in `folder`, oldest first; readable while the run goes on.
+
+    With `kinds` only those, without reading the many others.
+    """
+    marks = [f'"kind":"{kind}"'.encode() for kind in kinds]
+    # A text may quote such a mark; what counts is the record itself.
+    return (one for one in read_lines(folder / JOURNAL, marks) if not kinds or one.get("kind") in kinds)
 
 
 def last_sequence(folder: Path) -> int:

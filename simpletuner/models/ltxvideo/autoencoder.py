@@ -110,6 +110,11 @@ class LTXAutoencoder:
         """Free the memory of the encoder; only `decode` works afterwards."""
         del self.model.encoder
 
+    def move(self, device: torch.device) -> None:
+        """Go to `device`; weights and statistics keep their formats."""
+        self.model.to(device)
+        self._mean, self._std = self._mean.to(device), self._std.to(device)
+
     def _decode_one(self, raw: Tensor, seed: int, number: int) -> Tensor:
         time = None
         if self._decode_timestep is not None:

@@ -22,6 +22,7 @@ from simpletuner.models.ltxvideo.loading import empty_module
 from simpletuner.models.ltxvideo.lora_names import find_layer
 from simpletuner.models.ltxvideo.source import LTXSource, resolve_source
 from simpletuner.models.ltxvideo.text import LTXPromptEncoder, load_prompt_encoder
+from simpletuner.models.ltxvideo.tiny_decoder import TinyDecoder, load_tiny_decoder
 from simpletuner.models.ltxvideo.weights import to_original
 
 _ROW = FAMILIES["ltxvideo"]
@@ -41,6 +42,9 @@ class LTXVideoFamily:
         self, source: LTXSource, dtype: torch.dtype, device: torch.device, *, tiling: bool = False
     ) -> LTXAutoencoder:
         return load_autoencoder(source, dtype, device, tiling=tiling)
+
+    def load_tiny_decoder(self, path: Path, device: torch.device) -> TinyDecoder:
+        return load_tiny_decoder(path, device, self.grid.channels)
 
     def load_prompt_encoder(
         self,

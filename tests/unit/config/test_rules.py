@@ -50,7 +50,7 @@ from simpletuner.config.resolve import resolve_config
         ({"quantize_via": "pipeline"}, "Not built yet: quantization by the library while it loads"),
         ({"text_encoder_2_precision": "no_change"}, "note: config/config.json:6: text_encoder_2_precision = \"no_change\"."),
         ({"output_dir": ""}, "error: config/config.json:6: output_dir = \"\". It must not be empty. Name the folder"),
-        ({"gradient_checkpointing_segment_stride": 4}, "It cannot be used with LTX-Video"),
+        ({"gradient_checkpointing_segment_stride": 4}, "It cannot be used: "),
         ({"gradient_checkpointing_interval": 4, "gradient_checkpointing_blocks": 3}, "wins over"),
         ({"gradient_checkpointing_interval": 4, "gradient_checkpointing": False}, "have no effect without"),
         ({"gradient_checkpointing_interval": 4, "enable_group_offload": True}, "with only some blocks recomputed"),

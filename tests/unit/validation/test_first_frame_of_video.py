@@ -15,7 +15,7 @@ from simpletuner.config.sections.validation import ValidationSection
 from simpletuner.core.errors import UserError
 from simpletuner.events.types import Event, Noticed
 from simpletuner.validation.first_frame import read_first_frame
-from simpletuner.validation.generate import generate_videos
+from simpletuner.validation.generate import Studio, generate_videos, plan_jobs
 from simpletuner.validation.video_file import write_video
 
 from .conftest import NoiseFamily
@@ -63,10 +63,16 @@ def test_the_request_carries_the_picture_and_a_bad_one_stops_nothing(
         ValidationPrompt("cat", "a cat", str(tmp_path / "a.png")),
         ValidationPrompt("dog", "a dog"),
     ]
+    studio = Studio(family.model.transformer, family, None, prompt_cache, settings, 25.0)  # type: ignore[arg-type]
     made = generate_videos(
-        family.model.transformer, family.model.wearing, family, None, lambda: None, prompt_cache, prompts, settings,
-        step=1, weights="adapter", frame_rate=25.0, folder=tmp_path / "videos", emit=events.append,
-    )  # type: ignore[arg-type] # fmt: skip
+        studio,
+        family.model.wearing,
+        lambda: None,  # type: ignore[arg-type,return-value]
+        plan_jobs(prompts, settings, 1, "adapter", tmp_path / "videos"),
+        step=1,
+        weights="adapter",
+        emit=events.append,
+    )
     assert [event.nickname for event in made] == ["cat", "dog"]
     assert next(event.text for event in events if isinstance(event, Noticed)).startswith("no video 'step_1_lost")
     cat, dog = family.requests

@@ -18,7 +18,8 @@ from simpletuner.caching.prompts import PromptCache, PromptSettings, cache_promp
 from simpletuner.config.run_config import ValidationPrompt
 from simpletuner.config.sections.validation import ValidationSection
 from simpletuner.events.types import Event, Noticed, StageAdvanced, StageFinished, StageStarted, VideoGenerated
-from simpletuner.validation.generate import generate_videos, video_name
+from simpletuner.validation.generate import Studio, generate_videos, plan_jobs
+from simpletuner.validation.names import Weights, video_name
 from simpletuner.validation.video_file import read_video
 
 from .conftest import NoiseFamily
@@ -30,6 +31,10 @@ class Resident:
     """Stands for an autoencoder that takes memory; `NoiseFamily` does not decode."""
 
 
+def studio_of(family: NoiseFamily, cache: PromptCache, settings: ValidationSection, **more: Any) -> Studio:
+    return Studio(family.model.transformer, family, None, cache, settings, 12.5, **more)  # type: ignore[arg-type]
+
+
 def generate(
     family: NoiseFamily,
     cache: PromptCache,
@@ -38,22 +43,19 @@ def generate(
     events: list[Event],
     prompts: Sequence[ValidationPrompt] = PROMPTS,
     load: Any = Resident,
-    **kwargs: Any,
+    step: int = 5,
+    weights: Weights = "adapter",
+    **more: Any,
 ) -> list[VideoGenerated]:
-    arguments: dict[str, Any] = {"step": 5, "weights": "adapter", "frame_rate": 12.5} | kwargs
     return generate_videos(
-        family.model.transformer,
+        studio_of(family, cache, settings, **more),
         family.model.wearing,
-        family,
-        None,
         load,
-        cache,
-        prompts,
-        settings,
-        folder=folder,
+        plan_jobs(prompts, settings, step, weights, folder),
+        step=step,
+        weights=weights,
         emit=events.append,
-        **arguments,
-    )  # type: ignore[arg-type]
+    )
 
 
 def test_every_prompt_at_every_size_becomes_a_video_with_a_poster(
@@ -237,10 +239,14 @@ def test_the_real_family_generates(
 
     def run(weights: str, folder: str) -> np.ndarray:
         (made,) = generate_videos(
-            transformer, wearing, FAMILY, source, lambda: FAMILY.load_autoencoder(source, torch.float32, cpu), cache,
-            PROMPTS[:1], settings, step=1, weights=weights, frame_rate=25.0, folder=tmp_path / folder,
+            Studio(transformer, FAMILY, source, cache, settings, 25.0),
+            wearing,
+            lambda: FAMILY.load_autoencoder(source, torch.float32, cpu),
+            plan_jobs(PROMPTS[:1], settings, 1, weights, tmp_path / folder),  # type: ignore[arg-type]
+            step=1,
+            weights=weights,  # type: ignore[arg-type]
             emit=events.append,
-        )  # type: ignore[arg-type]  # fmt: skip
+        )
         return read_video(Path(made.path))[0]
 
     trained, again, base = run("adapter", "a"), run("adapter", "b"), run("base", "a")

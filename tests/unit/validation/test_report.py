@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from html.parser import HTMLParser
@@ -25,7 +26,7 @@ from simpletuner.events.types import (
     VideoGenerated,
 )
 from simpletuner.validation.loss_plot import smooth
-from simpletuner.validation.report import write_report
+from simpletuner.validation.report import run_title, write_report
 from simpletuner.validation.run_record import read_run
 from simpletuner.validation.video_file import write_still, write_video
 
@@ -62,13 +63,15 @@ class Page(HTMLParser):
         self.text += data
 
 
-def emit_video(run: Any, step: int, weights: str, level: int, prompt: str = NASTY) -> None:
+def emit_video(
+    run: Any, step: int, weights: str, level: int, prompt: str = NASTY, measures: dict[str, float] | None = None
+) -> None:
     name = ("base" if weights == "base" else f"step_{step}") + "_cat#1_64x64.mp4"
     path = run.folder / "validation_videos" / name
     frames = np.full((9, 64, 64, 3), level, np.uint8)
     write_video(path, frames, 25.0)
     write_still(path.with_suffix(".png"), frames[4])
-    run.emit(VideoGenerated(step, weights, "cat#1", prompt, 64, 64, 9, 25.0, 1, str(path), 1.0))  # type: ignore[arg-type]
+    run.emit(VideoGenerated(step, weights, "cat#1", prompt, 64, 64, 9, 25.0, 1, str(path), 1.0, 1, measures or {}))  # type: ignore[arg-type]  # fmt: skip
 
 
 def make_run(folder: Path, steps: int = 40, *, ends: bool = True, resumed_from: str = "") -> None:
@@ -76,11 +79,12 @@ def make_run(folder: Path, steps: int = 40, *, ends: bool = True, resumed_from: 
         run.emit(RunStarted("demo", str(folder), resumed_from))
         run.emit(StoryTold("Clips", (("found", "6"), ("left out", "<b>one</b>"))))
         run.emit(Noticed("warning", "a <i>clip</i> is left out"))
-        emit_video(run, 0, "base", 60)
+        emit_video(run, 0, "base", 60, measures={"motion": 4.0})
         for step in range(1, steps + 1):
-            run.emit(StepFinished(step, 1, 1 / step, 1e-4, 0.5, 2, 336, 0.25, 2_000_000_000))
+            terms = {"loss/sigma_0.00-0.25": 2 / step, "loss/sigma_0.75-1.00": 1 / step, "crepa": 0.1}
+            run.emit(StepFinished(step, 1, 1 / step, 1e-4, 0.5, 2, 336, 0.25, 2_000_000_000, terms))
         emit_video(run, steps // 2, "adapter", 120)
-        emit_video(run, steps, "adapter", 180)
+        emit_video(run, steps, "adapter", 180, measures={"motion": 6.0, "likeness": 0.5})
         run.emit(CheckpointSaved(steps, str(folder / f"checkpoint-{steps}"), 0.1, 1000))
         if ends:
             run.emit(RunFinished(steps, "finished"))
@@ -128,11 +132,48 @@ def test_the_page_shows_what_was_trained_and_made(folder: Path) -> None:
 
 def test_the_plots_and_strips_are_made(folder: Path) -> None:
     write_report(folder, title="Demo")
-    for name in ("loss.png", "loss_dark.png", "validation_videos/before_after_cat#1_64x64.png"):
+    sheets = ("before_after_cat#1_64x64", "over_time_cat#1_64x64", "grid")
+    for name in ("loss.png", *(f"validation_videos/{sheet}.png" for sheet in sheets)):
         with Image.open(folder / name) as image:
-            assert min(image.size) > 100
-    light, dark = (np.asarray(Image.open(folder / name).convert("L"))[5, 5] for name in ("loss.png", "loss_dark.png"))
-    assert light > 200 > 60 > dark
+            assert min(image.size) > 100, name
+
+
+def test_curves_measures_and_time_are_drawn_into_the_page(folder: Path) -> None:
+    html = write_report(folder, title="Demo").read_text(encoding="utf-8")
+    page = Page(html)
+    for part in ("Loss by noise level", "0.00 to 0.25", "0.75 to 1.00", "Learning rate", "Gradient norm", "Motion",
+                 "Where the time went", "training steps", "Seconds per step", "Memory", "The loss fell"):  # fmt: skip
+        assert part in page.text, part
+    assert "Likeness to the base" not in page.text  # one point is no curve
+    assert page.tags.count("svg") == 7
+    assert "Loss on clips that are not trained" not in page.text
+
+
+def test_held_out_losses_get_a_curve_where_there_are_any(folder: Path) -> None:
+    lines = [
+        {"sequence": 900 + step, "start": 1, "time": "2030-03-01T12:00:00.000Z", "kind": "loss_evaluated",
+         "step": step, "weights": weights, "loss": loss, "losses": {"held-out": loss}, "decides": weights == "ema",
+         "sigmas": [0.25, 0.75], "by_level": {"held-out": [loss - 0.1, loss + 0.1]}, "yardstick": yardstick}
+        for step, loss, weights, yardstick in (
+            (10, 0.9, "ema", "old"), (10, 0.7, "adapter", "new"), (10, 0.6, "ema", "new"), (20, 0.5, "ema", "new")
+        )
+    ]  # fmt: skip
+    with (folder / "journal.jsonl").open("a", encoding="utf-8") as journal:
+        journal.writelines(json.dumps(line) + "\n" for line in lines)
+    found = read_run(folder).evaluations
+    assert [(one.curve, one.step, one.loss, one.decides) for one in found] == [
+        ("held-out", 10, 0.6, True), ("held-out", 20, 0.5, True), ("held-out, trained weights", 10, 0.7, False)
+    ]  # fmt: skip
+    assert found[1].levels == pytest.approx([(0.25, 0.4), (0.75, 0.6)])
+    text = Page(write_report(folder, title="Demo").read_text(encoding="utf-8")).text
+    assert "Loss on clips that are not trained" in text
+    assert "The same by noise level" in text
+    assert "Held-out loss" in text
+
+
+def test_the_name_of_a_run_is_its_own_or_that_of_its_folder(folder: Path, tmp_path: Path) -> None:
+    assert run_title(folder) == "demo"
+    assert run_title(tmp_path) == tmp_path.name
 
 
 def test_a_moved_folder_still_shows_its_videos(folder: Path, tmp_path: Path) -> None:

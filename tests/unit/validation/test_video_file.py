@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,8 +12,15 @@ import pytest
 from PIL import Image
 
 from simpletuner.core.errors import UserError
-from simpletuner.validation.comparison import compare_videos, draw_comparison, spread
-from simpletuner.validation.video_file import read_recipe, read_video, write_video
+from simpletuner.validation.comparison import compare_videos, draw_grid, spread
+from simpletuner.validation.video_file import (
+    count_frames,
+    read_frames,
+    read_recipe,
+    read_video,
+    write_still,
+    write_video,
+)
 
 
 @pytest.fixture
@@ -123,9 +129,56 @@ def test_moments_are_spread_evenly() -> None:
     assert spread(1, 6) == [0]
 
 
-def test_videos_of_different_length_are_compared_where_both_are() -> None:
-    picture = draw_comparison(np.zeros((9, 64, 64, 3), np.uint8), np.zeros((17, 64, 64, 3), np.uint8), 25.0, label="x")
-    assert Image.open(io.BytesIO(picture)).format == "PNG"
+def numbered(count: int) -> np.ndarray:
+    """Frames whose brightness tells their number."""
+    return np.stack([np.full((64, 64, 3), 20 + 10 * number, np.uint8) for number in range(count)])
+
+
+def test_videos_of_different_length_are_compared_where_both_are(tmp_path: Path) -> None:
+    write_video(tmp_path / "base.mp4", numbered(9), 25.0)
+    write_video(tmp_path / "step.mp4", numbered(17), 25.0)
+    compare_videos(tmp_path / "base.mp4", tmp_path / "step.mp4", tmp_path / "strip.png", label="x", columns=2)
+    sheet = np.asarray(Image.open(tmp_path / "strip.png")).astype(int)
+    last = sheet[:, 16 + 224 + 6 + 100, 0]
+    assert np.count_nonzero(np.abs(last - 100) < 4) > 400  # frame 8 of both, 224 px high each
+
+
+def test_single_frames_are_read_without_the_others(tmp_path: Path) -> None:
+    frames = numbered(9)
+    write_video(tmp_path / "v.mp4", frames, 12.5)
+    assert count_frames(tmp_path / "v.mp4") == 9
+    some, rate = read_frames(tmp_path / "v.mp4", [0, 3, 8])
+    assert rate == 12.5
+    assert np.abs(some.astype(int) - frames[[0, 3, 8]]).max() <= 3
+    with pytest.raises(ValueError, match="fewer than 10"):
+        read_frames(tmp_path / "v.mp4", [9])
+    write_still(tmp_path / "s.png", frames[0])
+    assert count_frames(tmp_path / "s.png") == 1
+    assert read_frames(tmp_path / "s.png", [0])[0].shape == (1, 64, 64, 3)
+
+
+def test_the_grid_has_a_row_per_step_and_leaves_gaps(tmp_path: Path) -> None:
+    for level in (50, 150):
+        write_still(tmp_path / f"{level}.png", np.full((32, 64, 3), level, np.uint8))
+    (tmp_path / "damaged.png").write_bytes(b"x")
+    rows = [("base model", [tmp_path / "50.png", None]), ("step 5", [tmp_path / "damaged.png", tmp_path / "150.png"])]
+    draw_grid(["a cat 64x32", "a very long nickname that does not fit " * 3], rows, tmp_path / "grid.png")
+    sheet = np.asarray(Image.open(tmp_path / "grid.png")).astype(int)
+    assert sheet.shape[1] == 2 * 16 + 2 * 224 + 6
+    left, right = sheet[:, 100, 0], sheet[:, 16 + 224 + 6 + 100, 0]
+    assert np.count_nonzero(left == 50) == np.count_nonzero(right == 150) == 112
+    assert np.flatnonzero(left == 50).max() < np.flatnonzero(right == 150).min()
+    assert 150 not in left
+
+
+def test_of_many_steps_the_first_and_the_last_are_shown(tmp_path: Path) -> None:
+    for number in range(30):
+        write_still(tmp_path / f"{number}.png", np.full((32, 32, 3), 8 * number, np.uint8))
+    rows = [(f"step {number}", [tmp_path / f"{number}.png"]) for number in range(30)]
+    draw_grid(["cat"], rows, tmp_path / "grid.png")
+    column = np.asarray(Image.open(tmp_path / "grid.png"))[:, 200, 0]
+    shown = [number for number in range(30) if np.count_nonzero(column == 8 * number) > 200]
+    assert (len(shown), shown[0], shown[-1]) == (12, 0, 29)
 
 
 @pytest.mark.parametrize("count", [1, 9])
