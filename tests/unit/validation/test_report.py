@@ -164,7 +164,7 @@ def test_held_out_losses_get_a_curve_where_there_are_any(folder: Path) -> None:
     assert [(one.curve, one.step, one.loss, one.decides) for one in found] == [
         ("held-out", 10, 0.6, True), ("held-out", 20, 0.5, True), ("held-out, trained weights", 10, 0.7, False)
     ]  # fmt: skip
-    assert found[1].levels == pytest.approx([(0.25, 0.4), (0.75, 0.6)])
+    assert found[1].levels == ((0.25, pytest.approx(0.4)), (0.75, pytest.approx(0.6)))
     text = Page(write_report(folder, title="Demo").read_text(encoding="utf-8")).text
     assert "Loss on clips that are not trained" in text
     assert "The same by noise level" in text
