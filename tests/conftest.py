@@ -14,6 +14,14 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What works on a checkpoint needs torch, which makes it."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "miniature" in item.fixturenames:
+            item.add_marker("needs_torch")
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """Root of the checkout."""

@@ -161,7 +161,6 @@ def test_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     compare(f"help_{name or 'simpletuner'}", text)
 
 
-@pytest.mark.needs_torch  # for the checkpoint that is checked
 def test_check(words_of: Any) -> None:
     """All broken projects in one file, in the order above."""
     compare("check", "\n".join(f"=== {name}\n{words_of(name)}" for name in PROJECTS))

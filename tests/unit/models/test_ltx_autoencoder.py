@@ -100,6 +100,16 @@ def test_timed_decoder_gets_its_time_and_its_noise(autoencoders, release):
     assert not torch.equal(spy.calls[0][0] - 0.975 * raw[:1], spy.calls[1][0] - 0.975 * raw[1:])
 
 
+@pytest.mark.parametrize("release", ["0.9.0", "0.9.1", "0.9.5"])
+def test_trap_5_a_decoded_clip_does_not_depend_on_its_neighbours(autoencoders, release):
+    ours = autoencoders[release]
+    latents = torch.randn(2, 128, 2, 2, 3, generator=torch.Generator().manual_seed(1))
+    both = ours.decode(latents, seed=5)
+    assert torch.equal(both[:1], ours.decode(latents[:1], seed=5))
+    # The second draws noise of its own: with another first clip it stays what it was.
+    assert torch.equal(both[1:], ours.decode(torch.cat([-latents[:1], latents[1:]]), seed=5)[1:])
+
+
 def test_plain_decoder_gets_neither(autoencoders):
     ours = autoencoders["0.9.0"]
     latents = torch.randn(1, 128, 2, 2, 2)
