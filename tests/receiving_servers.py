@@ -61,6 +61,8 @@ class Desk:
         files: What was uploaded: "owner/name/path" -> content.
         commits: (repository, title, paths) of each commit.
         private: Repository -> whether it was made private.
+        account: What the Hub says of whoever asks.
+        read_only: Repositories that the token may not write to.
     """
 
     def __init__(self) -> None:
@@ -72,6 +74,9 @@ class Desk:
         self.commits: list[tuple[str, str, list[str]]] = []
         self.private: dict[str, bool] = {}
         self.blobs: dict[str, bytes] = {}
+        self.digests: dict[str, str] = {}
+        self.account: dict[str, Any] = {"name": "tester", "orgs": [], "auth": {"accessToken": {"role": "write"}}}
+        self.read_only: set[str] = set()
 
     @property
     def taken(self) -> list[Post]:
@@ -100,7 +105,8 @@ class _Receiver(BaseHTTPRequestHandler):
             self.send_response(answer.status)
             for name, value in answer.headers.items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(len(answer.body)))
+            if "Content-Length" not in answer.headers:
+                self.send_header("Content-Length", str(len(answer.body)))
             self.end_headers()
             self.wfile.write(answer.body)
 
@@ -124,6 +130,8 @@ class _Hub(_Receiver):
             return _json({"errors": [], "warnings": []})
         if post.headers.get("authorization") not in ("Bearer hf_canary",):
             return Answer(401)
+        if path == "/api/whoami-v2":
+            return _json(self.desk.account)
         if path == "/api/repos/create":
             wanted = post.document
             name = f"{wanted.get('organization') or self.owner}/{wanted['name']}"
@@ -146,6 +154,15 @@ class _Hub(_Receiver):
             return _json({"transfer": "basic", "objects": objects})
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
             return self.commit(found[1], [json.loads(line) for line in post.body.splitlines()])
+        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/auth-check/write)?", path):
+            name = found[1]
+            if name not in self.desk.private:
+                return Answer(404, {"X-Error-Code": "RepoNotFound"}, b"{}")
+            if found[2] and name in self.desk.read_only:
+                return Answer(403, body=b"{}")
+            held = [key.removeprefix(f"{name}/") for key in self.desk.files if key.startswith(f"{name}/")]
+            return _json({"id": name, "private": self.desk.private[name], "tags": [], "downloads": 0, "likes": 0,
+                          "siblings": [{"rfilename": one} for one in held]})  # fmt: skip
         return Answer(404, body=b"{}")
 
     def commit(self, name: str, lines: list[dict[str, Any]]) -> Answer:
@@ -165,6 +182,45 @@ class _Hub(_Receiver):
         self.desk.commits.append((name, title, paths))
         commit = f"{len(self.desk.commits):040d}"
         return _json({"commitUrl": f"{self.desk.url}/{name}/commit/{commit}", "commitOid": commit, "success": True})
+
+
+class _Store(_Receiver):
+    """The part of S3's interface that looks at a bucket called "films" and puts objects into it."""
+
+    bucket = "films"
+
+    def proper(self, post: Post) -> Answer:
+        headers = {name.lower(): value for name, value in post.headers.items()}
+        bucket, _, key = unquote(urlsplit(post.path).path).lstrip("/").partition("/")
+        if "Credential=AKIDTESTING/" not in headers.get("authorization", ""):
+            return _fault(403, "InvalidAccessKeyId", post)
+        if bucket != self.bucket:
+            return _fault(404, "NoSuchBucket", post)
+        if post.method == "HEAD" and key in self.desk.files:
+            told = {"x-amz-meta-sha256": self.desk.digests[key], "Content-Length": str(len(self.desk.files[key]))}
+            return Answer(200, told)
+        if post.method == "HEAD":
+            return Answer(404 if key else 200)
+        body = _unchunked(post.body) if "x-amz-decoded-content-length" in headers else post.body
+        self.desk.files[key], self.desk.digests[key] = body, headers["x-amz-meta-sha256"]
+        return Answer(200)
+
+
+def _fault(status: int, code: str, post: Post) -> Answer:
+    body = b"" if post.method == "HEAD" else f"<Error><Code>{code}</Code></Error>".encode()
+    return Answer(status, {"Content-Type": "application/xml"}, body)
+
+
+def _unchunked(body: bytes) -> bytes:
+    """The content of a body in the chunks of AWS's own making; its checksum behind them is left out."""
+    content = b""
+    while body:
+        line, _, body = body.partition(b"\r\n")
+        size = int(line.split(b";")[0] or b"0", 16)
+        if not size:
+            break
+        content, body = content + body[:size], body[size + 2 :]
+    return content
 
 
 def _json(value: Any, status: int = 200) -> Answer:
@@ -225,3 +281,8 @@ def webhook_server() -> contextlib.AbstractContextManager[Desk]:
 def upload_server() -> contextlib.AbstractContextManager[Desk]:
     """A Hub for the token "hf_canary" of the user "tester"."""
     return _running(_Hub)
+
+
+def store_server() -> contextlib.AbstractContextManager[Desk]:
+    """An object store with the bucket "films" for the access key "AKIDTESTING"."""
+    return _running(_Store)

@@ -1,4 +1,4 @@
-"""Further files that a configuration names: LyCORIS settings, adapters, layer lists, webhooks. Checked at once.
+"""Further files that a configuration names: LyCORIS settings, adapters, layer lists, webhooks and the like.
 
 They are looked at even where the feature behind them is not built, so that a file is in order on the
 day it is. It must not know what is done with them.
@@ -14,6 +14,7 @@ from typing import Any
 from simpletuner.config.documents import parse_json, read_json
 from simpletuner.config.draft import Draft
 from simpletuner.config.lycoris_file import LycorisFile, LycorisReading, read_lycoris
+from simpletuner.config.publishing_file import PublishingPlace, PublishingReading, read_publishing
 from simpletuner.config.sections.reporting import CUSTOM_TRACKER, tracker_names
 from simpletuner.config.webhook_file import Webhook, WebhookReading, read_webhooks
 from simpletuner.core.errors import Problem, UserError
@@ -33,6 +34,7 @@ class NamedFiles:
 
     lycoris: LycorisFile | None
     webhooks: tuple[Webhook, ...]
+    places: tuple[PublishingPlace, ...]
     problems: tuple[Problem, ...]
     replaced: Mapping[str, Any] = field(default_factory=dict)
 
@@ -47,15 +49,18 @@ def read_named_files(draft: Draft, find: FindFile, missing: Missing, name_of: Ca
         name_of: How messages call a file.
     """
     lycoris = _lycoris(draft, find, missing, name_of)
-    webhooks = _webhooks(draft, find, missing, name_of)
+    webhooks, told = _document(draft, "webhook_config", find, missing, name_of)
+    heard = read_webhooks(webhooks, told) if told else WebhookReading((), webhooks)
+    published, told = _document(draft, "publishing_config", find, missing, name_of)
+    places = read_publishing(published, told) if told else PublishingReading((), published)
     replaced: dict[str, Any] = {}
-    problems = [*lycoris.problems, *webhooks.problems]
+    problems = [*lycoris.problems, *heard.problems, *places.problems]
     for read in (_layer_list, _adapter_file, _tracker_file, _preview_decoder):
         try:
             replaced.update(read(draft, find, missing, name_of))
         except UserError as error:
             problems.extend(error.problems)
-    return NamedFiles(lycoris.settings, webhooks.webhooks, tuple(problems), replaced)
+    return NamedFiles(lycoris.settings, heard.webhooks, places.places, tuple(problems), replaced)
 
 
 def _layer_list(
@@ -135,19 +140,25 @@ def _lycoris(draft: Draft, find: FindFile, missing: Missing, name_of: Callable[[
     return LycorisReading(None, (problem,))
 
 
-def _webhooks(draft: Draft, find: FindFile, missing: Missing, name_of: Callable[[Path], str]) -> WebhookReading:
-    written: Any = draft.values["webhook_config"]
-    if not written or "webhook_config" not in draft.given:
-        return WebhookReading((), ())
-    place = f"{draft.place('webhook_config')}: webhook_config"
+def _document(
+    draft: Draft, option: str, find: FindFile, missing: Missing, name_of: Callable[[Path], str]
+) -> tuple[Any, str]:
+    """The document behind an option that is written inline or names a file, and how messages call it.
+
+    Where there is none the name is empty, and the findings stand in place of the document.
+    """
+    written: Any = draft.values[option]
+    if not written or option not in draft.given:
+        return (), ""
+    place = f"{draft.place(option)}: {option}"
     try:
         if isinstance(written, str) and written.lstrip().startswith(("{", "[")):
-            return read_webhooks(parse_json(written, place).value, place)
+            return parse_json(written, place).value, place
         if not isinstance(written, str):
-            return read_webhooks(written, place)
+            return written, place
         path = find(written)
         if path is None:
-            return WebhookReading((), (missing("webhook_config", written, "*webhook*.json"),))
-        return read_webhooks(read_json(path, name_of(path)).value, name_of(path))
+            return (missing(option, written, f"*{option.partition('_')[0]}*.json"),), ""
+        return read_json(path, name_of(path)).value, name_of(path)
     except UserError as error:
-        return WebhookReading((), error.problems)
+        return error.problems, ""

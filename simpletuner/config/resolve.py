@@ -35,6 +35,9 @@ from simpletuner.core.errors import Problem, Severity, UserError
 
 ORDER = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.NOTE: 2}
 
+# Texts whose `{env:NAME}` is filled where they are used, by rules of their own.
+FILLED_LATER = ("modelspec_comment",)
+
 
 @dataclass(frozen=True)
 class Examination:
@@ -122,7 +125,9 @@ class _Reading:
         for name, given in winners.items():
             spec = option_table()[name]
             try:
-                raw = fill_environment(given.value, self._sources.variables, f"{given.origin}: {name}")
+                raw = given.value
+                if name not in FILLED_LATER:
+                    raw = fill_environment(raw, self._sources.variables, f"{given.origin}: {name}")
             except UserError as error:
                 self.problems.extend(error.problems)
                 self.unreadable.add(name)
@@ -328,5 +333,6 @@ def _build(
         notices=(*problems, *([note] if note else [])),
         lycoris=named.lycoris if values["lora_type"] == "lycoris" else None,
         webhooks=named.webhooks,
+        places=named.places,
         **sections,
     )

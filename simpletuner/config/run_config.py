@@ -9,6 +9,7 @@ from typing import Any
 from simpletuner.config.dataset import ClipDataset, TextEmbeds
 from simpletuner.config.lycoris_file import LycorisFile
 from simpletuner.config.option import Section
+from simpletuner.config.publishing_file import PublishingPlace
 from simpletuner.config.sections.adapter import AdapterSection
 from simpletuner.config.sections.average import AverageSection
 from simpletuner.config.sections.caching import CachingSection
@@ -54,6 +55,7 @@ class RunConfig:
         prompts: Validation prompts, the main one first.
         lycoris: What the LyCORIS file says; None unless `lora_type` is lycoris.
         webhooks: Receivers named by `webhook_config`; they hold secrets and are in no document.
+        places: Where results are published beside the Hub (`publishing_config`); they hold secrets as well.
         origins: Option -> where its value came from ("config/config.json:12", "command line", "default").
         notices: Warnings and notes, no errors.
     """
@@ -64,6 +66,7 @@ class RunConfig:
     prompts: tuple[ValidationPrompt, ...] = ()
     lycoris: LycorisFile | None = None
     webhooks: tuple[Webhook, ...] = ()
+    places: tuple[PublishingPlace, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
     notices: tuple[Problem, ...] = ()
     model: ModelSection = field(default_factory=ModelSection)

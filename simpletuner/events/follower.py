@@ -11,7 +11,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -157,14 +157,18 @@ class Follower:
 
     def waiting(self) -> int:
         """How many events this receiver should still get."""
-        count, offset = 0, self.record.offset
+        return sum(1 for _ in self.pending())
+
+    def pending(self) -> Iterator[Told]:
+        """The events that this receiver should still get, those told after the end began left out."""
+        offset = self.record.offset
         while found := read_from(self._path, offset, WINDOW):
             offset = found[-1][1]
-            for line, _ in found:
+            for line, end in found:
                 if self.record.settled < int(line.get("sequence", 0)) <= self._newest:
-                    event = event_of(line)
-                    count += event is not None and self._courier.wants(event)
-        return count
+                    told = _told(line, end)
+                    if told is not None and self._courier.wants(told.event):
+                        yield told
 
     # For the courier, on its thread ---------------------------------------------------------------
 

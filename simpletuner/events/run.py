@@ -28,6 +28,7 @@ from typing import Any
 
 import simpletuner
 from simpletuner.config.catalogs.sinks import LOCAL_SINKS, SINKS
+from simpletuner.config.publishing_file import PublishingPlace
 from simpletuner.config.sections.reporting import ReportingSection
 from simpletuner.config.webhook_file import Webhook
 from simpletuner.core.errors import UserError
@@ -153,6 +154,7 @@ def open_run(
     sinks: Sequence[str] = LOCAL_SINKS,
     reporting: ReportingSection | None = None,
     webhooks: tuple[Webhook, ...] = (),
+    places: tuple[PublishingPlace, ...] = (),
 ) -> Iterator[Run]:
     """Prepare the run folder and lend the run; its end is recorded even when the body fails.
 
@@ -164,6 +166,7 @@ def open_run(
         sinks: Names in `config/catalogs/sinks.py` that are always told.
         reporting: Which trackers and uploads are asked for; None asks for none.
         webhooks: Who is told over the network.
+        places: Where results are published beside the Hub.
 
     Raises:
         UserError: If the folder cannot be written, the disk is full (exit code 6), or the package of a tracker is
@@ -171,14 +174,14 @@ def open_run(
     """
     further: tuple[str, ...] = ()
     if reporting is not None:
-        if missing := tuple(missing_packages(reporting)):
+        if missing := tuple(missing_packages(reporting, places=places)):
             raise UserError.of(missing)
-        further = chosen_sinks(reporting, webhooks)
+        further = chosen_sinks(reporting, webhooks, places)
     ensure_writable(folder, "output_dir")
     write_json_atomic(folder / CONFIG_FILE, dict(document))
     facts = {"seed": seed, "started": utc_now(), "working_folder": str(Path.cwd())}
     write_json_atomic(folder / VERSIONS_FILE, describe_versions() | facts)
-    context = SinkContext(folder, name, document, reporting or ReportingSection(), webhooks)
+    context = SinkContext(folder, name, document, reporting or ReportingSection(), webhooks, places)
     run = Run(folder, name, (*sinks, *further), context)
     try:
         yield run

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from simpletuner.config.publishing_file import PublishingPlace
 from simpletuner.config.sections.reporting import ReportingSection
 from simpletuner.config.webhook_file import Webhook
 from simpletuner.events.types import Event
@@ -36,6 +37,7 @@ class SinkContext:
         document: `RunConfig.as_document()`; its secrets are starred.
         reporting: The options about who is told.
         webhooks: Receivers of the webhook file.
+        places: Where results are published beside the Hub.
         emit: Tells every sink of the run, from any thread; for what only this sink knows.
     """
 
@@ -44,6 +46,7 @@ class SinkContext:
     document: Mapping[str, Any] = field(default_factory=dict)
     reporting: ReportingSection = field(default_factory=ReportingSection)
     webhooks: tuple[Webhook, ...] = ()
+    places: tuple[PublishingPlace, ...] = ()
     emit: Callable[[Event], None] = lambda event: None
 
     def options(self) -> dict[str, Any]:

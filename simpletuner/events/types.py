@@ -204,6 +204,8 @@ class Uploaded(Event):
     what: str  # such as "checkpoint-500"
     address: str
     seconds: float
+    target: str = ""  # as in `UploadStarted`
+    step: int = 0
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ from simpletuner.config.values import show
 from simpletuner.core.catalog import did_you_mean
 from simpletuner.core.errors import Problem, Severity, UserError
 from simpletuner.events.choice import missing_packages
+from simpletuner.events.sinks.hub_preflight import examine_hub
 from simpletuner.events.types import Event
 from simpletuner.models.cost import ModelCost, cost_source
 from simpletuner.recipes.forecast import CardForecast, Forecast, choose_cards, forecast_run, own_card
 from simpletuner.recipes.forecast_rules import check_forecast
-from simpletuner.runtime.hub import HubProbe, has_hub_token
+from simpletuner.runtime.hub import HubProbe
 from simpletuner.runtime.machine import Machine, find_machine
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ ABOUT: Mapping[str, tuple[str, ...]] = {
     ),
     "gradient_accumulation_steps": ("every bucket must give a full batch for each micro-batch of a step",),
     "report_to": ("the packages of the trackers must be installed",),
-    "push_to_hub": ("needs a token of the Hub on this machine",),
-    "push_checkpoints_to_hub": ("needs a token of the Hub on this machine",),
+    "push_to_hub": ("needs a token of the Hub on this machine that may write to the repository",),
+    "push_checkpoints_to_hub": ("needs a token of the Hub on this machine that may write to the repository",),
     "pretrained_model_name_or_path": (
         "a local checkpoint must be complete and of one release; the Hub must answer when it is asked",
     ),
@@ -57,6 +58,7 @@ ABOUT: Mapping[str, tuple[str, ...]] = {
 }
 
 LARGEST_APPLE_BATCH = 16
+HUB_SECONDS = 1.5  # that the Hub may take to answer
 CUDA_ONLY = ("torchao", "native", "transformerengine")
 
 
@@ -115,8 +117,10 @@ def check_run(
         return Checked(tuple(found), examination, None, None, machine)
     probe = _ask_hub(config)
     found += _machine_rules(draft, machine)
-    found += _token(draft)
-    found += missing_packages(config.reporting, draft.place("report_to"))
+    option = "push_to_hub" if draft.values["push_to_hub"] else "push_checkpoints_to_hub"
+    folder = Path(config.checkpoint.output_dir)
+    found += examine_hub(config.reporting, folder, seconds=HUB_SECONDS, may_create=False, where=draft.place(option))
+    found += missing_packages(config.reporting, draft.place("report_to"), config.places)
     survey = None
     if with_data and config.datasets and config.model.model_family:
         survey, noticed = _survey(config, emit)
@@ -203,18 +207,6 @@ def _machine_rules(draft: Draft, machine: Machine) -> Iterator[Problem]:
 
 
 # The Hub ----------------------------------------------------------------------------------------
-
-
-def _token(draft: Draft) -> Iterator[Problem]:
-    wanted = [name for name in ("push_to_hub", "push_checkpoints_to_hub") if draft.values[name]]
-    if wanted and not has_hub_token():
-        yield Problem(
-            f"{wanted[0]} = true, and there is no token of the Hub on this machine",
-            "An upload needs an account",
-            "Run `hf auth login`, or set HF_TOKEN",
-            draft.place(wanted[0]),
-            Severity.WARNING,
-        )
 
 
 def _ask_hub(config: RunConfig) -> HubProbe | None:

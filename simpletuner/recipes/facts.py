@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import Any
 
+from simpletuner.config.comment import fill_comment
 from simpletuner.config.run_config import RunConfig
+from simpletuner.config.sources import process_environment
 from simpletuner.recipes.plan import RunPlan
 from simpletuner.recipes.session import Session
 
@@ -62,4 +65,18 @@ def weights_metadata(session: Session) -> dict[str, str]:
         "optimizer": config.optimizer.optimizer,
         "seed": str(config.schedule.seed),
         "samples": str(len({sample.name for sample in session.plan.samples})),
+        **comment_metadata(session),
     }
+
+
+def comment_metadata(session: Session) -> dict[str, str]:
+    """The user's own comment, filled in; empty without one."""
+    written, state = session.config.reporting.modelspec_comment, session.state
+    if not written:
+        return {}
+    values = {
+        "current_step": state.step,
+        "current_epoch": state.batches.state_dict()["epoch"],
+        "timestamp": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+    return {"modelspec.comment": fill_comment(written, values, process_environment())}

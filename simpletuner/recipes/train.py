@@ -31,6 +31,7 @@ from simpletuner.recipes.loop import Outcome, run_session
 from simpletuner.recipes.objective import build_objective
 from simpletuner.recipes.plan import RunPlan, plan_run
 from simpletuner.recipes.previews import open_previewer
+from simpletuner.recipes.publishing import check_publishing
 from simpletuner.recipes.saving import read_best, weights_path
 from simpletuner.recipes.session import Session
 from simpletuner.recipes.story import tell_plan, tell_training
@@ -70,7 +71,13 @@ def train_from_config(config: RunConfig, advice: str = ADVICE) -> int:
     with (
         hold_folder(folder),
         open_run(
-            folder, config.as_document(), name, seed=seed, reporting=config.reporting, webhooks=config.webhooks
+            folder,
+            config.as_document(),
+            name,
+            seed=seed,
+            reporting=config.reporting,
+            webhooks=config.webhooks,
+            places=config.places,
         ) as run,
     ):
         # Not what lies below: another run may be filling a cache there, or live in a sub-folder.
@@ -79,6 +86,7 @@ def train_from_config(config: RunConfig, advice: str = ADVICE) -> int:
         with listen_to_signals(lambda text: run.emit(Noticed("note", text))) as requests:
             plan = open_plan(config, host, run)
             config = with_first_frames(config, plan, run.emit)
+            check_publishing(config, run.emit)
             autoencoders = AutoencoderShelf(config, plan, host)
             caches = fill_caches(config, plan, host, run.emit, autoencoders)
             keep_damaged(config, plan.storages, plan.all_samples, plan.found.left_out, "probe", run.emit)

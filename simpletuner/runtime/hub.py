@@ -52,10 +52,3 @@ class HubProbe:
         except (OSError, ValueError) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             self._trouble = str(reason)
-
-
-def has_hub_token() -> bool:
-    """Whether a token of the Hub is on this machine, by variable or by `hf auth login`."""
-    from huggingface_hub import get_token
-
-    return bool(get_token())

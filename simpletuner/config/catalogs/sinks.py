@@ -74,8 +74,12 @@ SINKS: Catalog[SinkRow] = Catalog(
             "simpletuner.events.sinks.webhook:WebhookSink", "messages to Discord and to addresses of one's own",
             remote=True,
         ),
+        "s3": SinkRow(
+            "simpletuner.events.sinks.s3:S3Sink", "the same as to the Hub, to buckets of S3-compatible stores",
+            remote=True, package="boto3", extra="s3",
+        ),
         "hub": SinkRow(
-            "simpletuner.events.sinks.hub:HubSink", "adapter, model card, videos and checkpoints to the Hub",
+            "simpletuner.events.sinks.hub:hub_sink", "adapter, model card, videos and checkpoints to the Hub",
             remote=True,
         ),
     },

@@ -106,18 +106,29 @@ class ReportingSection(Section):
         None, "Note of your own on the model card (Markdown).", "模型卡上的自定义备注（Markdown）。", level="expert"
     )
     modelspec_comment: Any = option(
-        None, "Comment in the adapter's metadata.", "适配器元数据中的注释。", level="expert",
-        planned="comments in the adapter's metadata",
-    )  # fmt: skip
+        None,
+        "Comment in the adapter's metadata (`modelspec.comment`): a text, or a list of lines. `{current_step}`, "
+        "`{current_epoch}`, `{timestamp}` and `{env:NAME}` are filled in when the finished adapter is written.",
+        "适配器元数据中的注释（`modelspec.comment`）：文本或行的列表。保存时填入 `{current_step}`、`{current_epoch}`、"
+        "`{timestamp}` 与 `{env:NAME}`。",
+        level="expert",
+    )
     publishing_config: Any = option(
-        None, "Other places to upload to.", "其他上传目标。", level="expert", planned="uploading elsewhere", secret=True
+        None,
+        "Buckets of S3-compatible stores that checkpoints and results are uploaded to: a JSON file, an object or a "
+        "list of objects with `provider`, `bucket` and the like.",
+        "上传检查点与结果的 S3 兼容存储桶：JSON 文件、对象或对象列表，含 `provider`、`bucket` 等键。",
+        level="expert",
+        secret=True,
     )
     post_upload_script: str | None = option(
         None,
-        "Command to run after each upload.",
-        "每次上传后运行的命令。",
+        "Command to run after each confirmed upload: a program and its arguments, without a shell. "
+        "`{huggingface_path}`, `{remote_checkpoint_path}`, `{local_checkpoint_path}`, `{global_step}` and others are "
+        "filled in.",
+        "每次确认上传后运行的命令：程序及其参数，不经过 shell。会填入 `{huggingface_path}`、"
+        "`{remote_checkpoint_path}`、`{local_checkpoint_path}`、`{global_step}` 等。",
         level="expert",
-        planned="commands after an upload",
     )
 
 

@@ -5,7 +5,6 @@ Pure text from facts; the only look at the disk is which sample videos there are
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from simpletuner.config.catalogs.families import FAMILIES
+from simpletuner.events.sinks.hub_snippet import Kind, Snippet, fenced, first_size, quoted, tell_usage
 
 VIDEO_FOLDER = "validation_videos"
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 
-LICENSE_NAME = "ltx-video-open-weights"
-LICENSE_LINK = "https://huggingface.co/Lightricks/LTX-Video"
+_HOME = "https://huggingface.co/Lightricks/LTX-Video"
+# Release -> (name, address) of the licence its weights came with, as their makers published it: 0.9.5 of March 2025 an
+# Open RAIL-M licence, from 0.9.6 (April 2025) on the LTXV Open Weights License. Of 0.9.0 and 0.9.1 only that they have
+# one of their own is known, so that readers are sent to the model's page.
+_LICENCES = {
+    "0.9.5": ("ltx-video-open-rail-m", f"{_HOME}/blob/main/ltx-video-2b-v0.9.5.license.txt"),
+    **dict.fromkeys(("0.9.6", "0.9.7", "0.9.8"), ("ltxv-open-weights-license", _HOME)),
+}
 _VIDEO = re.compile(r"(?:base|step_(?P<step>\d+)(?P<ema>_ema)?)_(?P<rest>.+)_(?P<size>\d+x\d+)\.(?:mp4|png)")
 _WEIGHTS = {"base": "base model", "adapter": "with this adapter", "ema": "with the averaged weights"}
 # The settings a reader asks for first; the whole list goes along as a file.
@@ -27,6 +33,11 @@ _SETTINGS = (
     "lr_warmup_steps", "train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing",
     "mixed_precision", "base_model_precision", "max_grad_norm", "grad_clip_method", "flow_schedule_shift",
     "flow_schedule_auto_shift", "caption_dropout_probability", "use_ema", "ema_decay", "seed",
+)  # fmt: skip
+
+_SHOWING = (
+    "validation_resolution", "validation_num_video_frames", "framerate", "validation_guidance",
+    "validation_guidance_rescale", "validation_num_inference_steps", "validation_seed",
 )  # fmt: skip
 
 
@@ -77,8 +88,30 @@ class CardFacts:
         return named if is_repository else Path(named).name
 
     @property
+    def licence(self) -> tuple[str, str]:
+        """(name, address) of the licence of the base model's weights."""
+        release = re.search(r"0\.9\.\d", f"{self.base_model} {self.options.get('model_flavour') or ''}")
+        return _LICENCES.get(release[0] if release else "", ("ltx-video-model-license", _HOME))
+
+    @property
+    def is_full(self) -> bool:
+        return self.options.get("model_type") == "full"
+
+    @property
     def is_lycoris(self) -> bool:
-        return self.options.get("lora_type") == "lycoris"
+        return not self.is_full and self.options.get("lora_type") == "lycoris"
+
+    @property
+    def how(self) -> Kind:
+        """How the weights are loaded."""
+        return "full" if self.is_full else "lycoris" if self.is_lycoris else "lora"
+
+    @property
+    def kind(self) -> str:
+        """What was trained, in words."""
+        if self.is_full:
+            return "fine-tuned transformer"
+        return "LyCORIS adapter" if self.is_lycoris else "LoRA"
 
 
 def find_videos(folder: Path, prompts: Sequence[Mapping[str, str]], last_step: int) -> list[SampleVideo]:
@@ -101,6 +134,27 @@ def find_videos(folder: Path, prompts: Sequence[Mapping[str, str]], last_step: i
     return sorted(newest.values(), key=lambda v: (rank[v.weights], order.index(v.nickname), v.size))
 
 
+def snippet_of(facts: CardFacts) -> Snippet:
+    """What the code on the card is made of."""
+    options = facts.options
+    width, height = first_size(str(options.get("validation_resolution") or "768x512"))
+    return Snippet(
+        kind=facts.how,
+        base_model=facts.base_model,
+        repository=facts.repository,
+        weights_name=WEIGHTS_NAME,
+        prompt=facts.prompts[0]["prompt"] if facts.prompts else "A detailed description of the video.",
+        negative_prompt=str(options.get("validation_negative_prompt") or ""),
+        width=width,
+        height=height,
+        num_frames=(int(options.get("validation_num_video_frames") or 121) - 1) // 8 * 8 + 1,
+        steps=int(options.get("validation_num_inference_steps") or 40),
+        guidance=float(options.get("validation_guidance") or 3.0),
+        seed=int(options.get("validation_seed") or 42),
+        frame_rate=round(float(options.get("framerate") or 25)),
+    )
+
+
 def write_card(facts: CardFacts) -> str:
     """README.md: front matter, samples, how to use it, how it was trained, the licence."""
     sections = (
@@ -109,7 +163,7 @@ def write_card(facts: CardFacts) -> str:
         _opening(facts),
         str(facts.options.get("model_card_note") or ""),
         _samples(facts),
-        _usage(facts),
+        tell_usage(snippet_of(facts), has_average=facts.has_average),
         _training(facts),
         _licence(facts),
     )
@@ -118,31 +172,33 @@ def write_card(facts: CardFacts) -> str:
 
 def _front_matter(facts: CardFacts) -> str:
     is_safe = bool(facts.options.get("model_card_safe_for_work"))
-    tags = ["ltx-video", "ltxvideo", "text-to-video", "diffusers", "simpletuner", "lora", "template:sd-lora"]
-    tags += ["lycoris" if facts.is_lycoris else "standard", "safe-for-work" if is_safe else "not-for-all-audiences"]
-    lines = ["---", "license: other", f"license_name: {LICENSE_NAME}", f"license_link: {LICENSE_LINK}"]
+    tags = ["ltx-video", "ltxvideo", "ltxvideo-diffusers", "text-to-video", "diffusers", "simpletuner"]
+    tags += ["full"] if facts.is_full else ["lora", "template:sd-lora", "lycoris" if facts.is_lycoris else "standard"]
+    tags += ["safe-for-work" if is_safe else "not-for-all-audiences"]
+    name, link = facts.licence
+    lines = ["---", "license: other", f"license_name: {name}", f"license_link: {link}"]
     if "/" in facts.base_model:
-        lines += [f"base_model: {_quoted(facts.base_model)}", "base_model_relation: adapter"]
+        relation = "finetune" if facts.is_full else "adapter"
+        lines += [f"base_model: {quoted(facts.base_model)}", f"base_model_relation: {relation}"]
     lines += ["library_name: diffusers", "pipeline_tag: text-to-video", "inference: true", "tags:"]
-    lines += [f"- {_quoted(tag)}" for tag in tags]
+    lines += [f"- {quoted(tag)}" for tag in tags]
     shown = [video for video in facts.videos if video.weights != "base"]
     if shown:
         negative = str(facts.options.get("validation_negative_prompt") or "")
         lines.append("widget:")
         for video in shown:
-            lines += [f"- text: {_quoted(video.prompt)}", "  parameters:", f"    negative_prompt: {_quoted(negative)}",
-                      "  output:", f"    url: {_quoted(video.path)}"]  # fmt: skip
+            lines += [f"- text: {quoted(video.prompt)}", "  parameters:", f"    negative_prompt: {quoted(negative)}",
+                      "  output:", f"    url: {quoted(video.path)}"]  # fmt: skip
     return "\n".join([*lines, "---"])
 
 
 def _opening(facts: CardFacts) -> str:
-    kind = "LyCORIS adapter" if facts.is_lycoris else "LoRA"
-    text = f"A {kind} for [{facts.base_model}](https://huggingface.co/{facts.base_model})"
+    text = f"A {facts.kind} for [{facts.base_model}](https://huggingface.co/{facts.base_model})"
     if "/" not in facts.base_model:
-        text = f"A {kind} for `{facts.base_model}`"
+        text = f"A {facts.kind} for `{facts.base_model}`"
     text += f", trained for {facts.step} steps with SimpleTuner."
     if facts.prompts:
-        text += f"\n\nThe main validation prompt was:\n\n{_fenced(facts.prompts[0]['prompt'])}"
+        text += f"\n\nThe main validation prompt was:\n\n{fenced(facts.prompts[0]['prompt'])}"
     return text
 
 
@@ -158,66 +214,26 @@ def _samples(facts: CardFacts) -> str:
     return "\n\n".join(["## Samples", *(["<Gallery />"] if has_gallery else []), "\n".join(rows)])
 
 
-def _usage(facts: CardFacts) -> str:
-    options = facts.options
-    width, height = _first_size(str(options.get("validation_resolution") or "768x512"))
-    prompt = facts.prompts[0]["prompt"] if facts.prompts else "A detailed description of the video."
-    load = f'pipeline.load_lora_weights("{facts.repository}", weight_name="{WEIGHTS_NAME}")\npipeline.to("cuda")'
-    imports = ""
-    if facts.is_lycoris:
-        imports = "from huggingface_hub import hf_hub_download\nfrom lycoris import create_lycoris_from_weights\n"
-        load = (
-            f'weights = hf_hub_download("{facts.repository}", "{WEIGHTS_NAME}")\n'
-            "wrapper, _ = create_lycoris_from_weights(1.0, weights, pipeline.transformer)\n"
-            'wrapper.merge_to()\npipeline.to("cuda")'
-        )
-    frames = int(options.get("validation_num_video_frames") or 121)
-    code = f"""import torch
-from diffusers import LTXPipeline
-from diffusers.utils import export_to_video
-{imports}
-pipeline = LTXPipeline.from_pretrained("{facts.base_model}", torch_dtype=torch.bfloat16)
-{load}
-
-frames = pipeline(
-    prompt={_quoted(prompt)},
-    negative_prompt={_quoted(str(options.get("validation_negative_prompt") or ""))},
-    width={width},
-    height={height},
-    num_frames={(frames - 1) // 8 * 8 + 1},
-    num_inference_steps={options.get("validation_num_inference_steps") or 40},
-    guidance_scale={options.get("validation_guidance") or 3.0},
-    decode_timestep=0.05,
-    decode_noise_scale=0.025,
-    generator=torch.Generator("cuda").manual_seed({options.get("validation_seed") or 42}),
-).frames[0]
-export_to_video(frames, "output.mp4", fps={round(float(options.get("framerate") or 25))})"""
-    needs = "pip install diffusers transformers sentencepiece imageio imageio-ffmpeg"
-    needs += " lycoris-lora" if facts.is_lycoris else " peft"
-    parts = ["## Use", _fenced(needs, "bash"), _fenced(code, "python")]
-    if facts.has_average:
-        parts.append(
-            f"`ema/{WEIGHTS_NAME}` holds the running average of the same adapter; it often gives steadier videos."
-        )
-    return "\n\n".join(parts)
-
-
 def _training(facts: CardFacts) -> str:
     rows = [f"| `{name}` | {_cell(facts.options[name])} |" for name in _SETTINGS if _is_said(facts.options.get(name))]
     parts = ["## Training", "| setting | value |\n|---|---|\n" + "\n".join([f"| steps | {facts.step} |", *rows])]
     if facts.datasets:
-        keys = ("id", "dataset_type", "resolution", "repeats")
+        keys = ("id", "dataset_type", "resolution", "repeats", "crop", "crop_aspect")
         lines = "\n".join(f"| {' | '.join(_cell(entry.get(key, '')) for key in keys)} |" for entry in facts.datasets)
-        parts.append("| data set | kind | resolution | repeats |\n|---|---|---|---|\n" + lines)
+        parts.append("| data set | kind | resolution | repeats | crop | shape |\n|---|---|---|---|---|---|\n" + lines)
+    shown = [f"| `{name}` | {_cell(facts.options[name])} |" for name in _SHOWING if _is_said(facts.options.get(name))]
+    if shown:
+        parts.append("Validation videos were made with:\n\n| setting | value |\n|---|---|\n" + "\n".join(shown))
     parts.append("The text encoder was not trained. All settings: `simpletuner_config.json`.")
     return "\n\n".join(parts)
 
 
 def _licence(facts: CardFacts) -> str:
+    what = "These weights were" if facts.is_full else "This adapter was"
     return (
-        "## Licence\n\nThis adapter works on LTX-Video and was derived from it: the licence of the base model's "
-        f"weights ([Lightricks/LTX-Video]({LICENSE_LINK})) applies to its use, with its limits on what may be "
-        "made with it. Rights in the training clips stay with their owners."
+        f"## Licence\n\n{what} derived from {facts.base_model}: the licence of the base model's weights "
+        f"([{facts.licence[0]}]({facts.licence[1]})) applies to their use, with its limits on what may be "
+        "made with them. Rights in the training clips stay with their owners."
     )
 
 
@@ -225,23 +241,5 @@ def _is_said(value: Any) -> bool:
     return value is not None and value != ""
 
 
-def _first_size(text: str) -> tuple[int, int]:
-    match = re.match(r"\s*(\d+)\s*[xX*]\s*(\d+)", text)
-    width, height = (int(match[1]), int(match[2])) if match else (768, 512)
-    return width // 32 * 32, height // 32 * 32
-
-
-def _quoted(text: str) -> str:
-    # A JSON text is one of YAML and of Python too, once it holds printable characters only.
-    return json.dumps("".join(c if c.isprintable() or c in "\n\t" else " " for c in text), ensure_ascii=False)
-
-
 def _cell(value: Any) -> str:
     return str(value).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
-
-
-def _fenced(text: str, language: str = "") -> str:
-    fence = "```"
-    while fence in text:
-        fence += "`"
-    return f"{fence}{language}\n{text}\n{fence}"

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+from simpletuner.events.sinks.publisher import Refusal
 
 SILENCE_SECONDS = 60.0
 _FINAL = (400, 401, 403, 404, 413, 422)
@@ -18,14 +19,6 @@ _WORDS = {
     403: "the token may not write there: make one with write access",
     404: "there is no such owner, or the token may not see it",
 }
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why something was not done."""
-
-    reason: str
-    is_final: bool
 
 
 class HubRepository:
@@ -44,13 +37,13 @@ class HubRepository:
         from huggingface_hub import HfApi, get_token
 
         if not get_token():
-            return Refusal("there is no token of the Hub: run `hf auth login`, or set HF_TOKEN", is_final=True)
+            return Refusal("there is no token of the Hub: run `hf auth login`, or set HF_TOKEN", True, ends_all=True)
         refusal = None
         try:
-            _limit_silence()
+            limit_silence()
             self.name = HfApi().create_repo(self.name, private=self._is_private, exist_ok=True).repo_id
         except Exception as error:  # noqa: BLE001 - beside its own errors, those of its transports come through
-            refusal = _refusal(error)
+            refusal = refusal_of(error)
         self._is_made = refusal is None
         return refusal
 
@@ -69,23 +62,26 @@ class HubRepository:
             operations = [CommitOperationAdd(name, content) for name, content in files.items()]
             HfApi().create_commit(self.name, operations, commit_message=title)
         except Exception as error:  # noqa: BLE001 - see above
-            refusal = _refusal(error)
+            refusal = refusal_of(error)
         return f"{HfApi().endpoint}/{self.name}", refusal
 
 
-def _limit_silence() -> None:
-    """A connection that says nothing ends after a minute; by itself the client would wait for ever."""
+def limit_silence(seconds: float = SILENCE_SECONDS) -> None:
+    """A connection that says nothing ends after a while; by itself the client would wait for ever."""
     from huggingface_hub import get_session
 
-    get_session().timeout = SILENCE_SECONDS
+    get_session().timeout = seconds
 
 
-def _refusal(error: BaseException) -> Refusal:
-    from huggingface_hub.errors import HfHubHTTPError
+def refusal_of(error: BaseException) -> Refusal:
+    """What an error of the Hub's client means."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+    if isinstance(error, OfflineModeIsEnabled):
+        return Refusal("HF_HUB_OFFLINE is set", True, ends_all=True)
     status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else 0
     lines = str(error).strip().splitlines()
     # What follows a question mark may sign a request for a while.
     first = re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", lines[0])[:200] if lines else ""
-    reason = _WORDS.get(status) or first or type(error).__name__
-    return Refusal(reason.rstrip("."), is_final=status in _FINAL or isinstance(error, ValueError))
+    reason = (_WORDS.get(status) or first or type(error).__name__).rstrip(".")
+    return Refusal(reason, status in _FINAL or isinstance(error, ValueError), ends_all=status in _WORDS)

@@ -40,7 +40,9 @@ class LocalFiles:
         self._metrics, self._media = LineFile(self._folder / METRICS), LineFile(self._folder / MEDIA)
         self._account, self._names = account, set()
         self._write_manifest("running")
-        return Opened()
+        # A line may have been written just before a kill.
+        last = self._metrics.last if not account.is_new else None
+        return Opened(last_step=int(last["step"]) if last else 0)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         assert self._metrics is not None

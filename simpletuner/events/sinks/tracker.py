@@ -91,7 +91,10 @@ class TrackerSink:
         self._follower = Follower(
             context.folder,
             library.name,
-            Courier(self._deliver, _concerns, self._tell_fault, remember=self._remember, finish=self._finish),
+            # What a kill leaves in doubt goes out again: a step that is told twice is one step everywhere.
+            Courier(
+                self._deliver, _concerns, self._tell_fault, remember=self._remember, finish=self._finish, repeats=True
+            ),
         )
 
     def receive(self, event: Event, sequence: int) -> None:

@@ -67,6 +67,7 @@ def test_the_snippet_compiles_and_uses_the_run_s_settings() -> None:
     assert "Made at *night*." in write_card(FACTS)
     assert "| `lora_rank` | 16 |" in write_card(FACTS)
     assert "| disney | video | 480 | 2 |" in write_card(FACTS)
+    assert "| `validation_guidance` | 3.5 |" in write_card(FACTS)
 
 
 def test_lycoris_is_loaded_by_its_own_library() -> None:
@@ -74,8 +75,32 @@ def test_lycoris_is_loaded_by_its_own_library() -> None:
     code = snippet(card)
     ast.parse(code)
     assert "create_lycoris_from_weights(1.0, weights, pipeline.transformer)" in code
+    assert "apply_to()" in code, "merging scales LoKr and LoHa twice"
     assert "load_lora_weights" not in code
     assert "lycoris" in front_matter(card)["tags"]
+
+
+def test_a_full_training_is_no_adapter() -> None:
+    card = write_card(replace(FACTS, options={**FACTS.options, "model_type": "full"}))
+    matter = front_matter(card)
+    assert matter["base_model_relation"] == "finetune"
+    assert {"full"} == {"full", "lora", "template:sd-lora"} & set(matter["tags"])
+    ast.parse(snippet(card))
+    assert 'subfolder="transformer"' in snippet(card)
+
+
+@pytest.mark.parametrize(
+    ("written", "name", "page"),
+    [
+        ("Lightricks/LTX-Video-0.9.5", "ltx-video-open-rail-m", "ltx-video-2b-v0.9.5.license.txt"),
+        ("Lightricks/LTX-Video-0.9.7-dev", "ltxv-open-weights-license", "Lightricks/LTX-Video"),
+        ("/home/me/ltx", "ltx-video-model-license", "Lightricks/LTX-Video"),
+    ],
+)
+def test_the_licence_is_that_of_the_release(written: str, name: str, page: str) -> None:
+    matter = front_matter(write_card(replace(FACTS, options={"pretrained_model_name_or_path": written})))
+    assert (matter["license"], matter["license_name"]) == ("other", name)
+    assert matter["license_link"].endswith(page)
 
 
 @pytest.mark.parametrize(

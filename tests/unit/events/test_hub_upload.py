@@ -20,10 +20,10 @@ import json, shutil, sys
 from pathlib import Path
 from simpletuner.config.sections.reporting import ReportingSection
 from simpletuner.events.run import open_run
-from simpletuner.events.sinks import hub
+from simpletuner.events.sinks.publisher import PublishPatience
 from simpletuner.events.types import CheckpointSaved, RunFinished, RunStarted
 folder, settings, outcome = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
-hub.HubPatience.__init__.__defaults__ = (3, 0.02, 30.0, 3.0)
+PublishPatience.__init__.__defaults__ = (3, 0.02, 0.1, 60.0, 60.0)
 said = lambda value, origin="config.json:1": {"value": value, "origin": origin}
 document = {
     "options": {
@@ -87,9 +87,9 @@ def play(hub: Desk, tmp_path: Path, repository: Path, outcome: str = "finished",
 
 def test_checkpoints_and_the_result_are_uploaded(hub: Desk, tmp_path: Path, repository: Path) -> None:
     run = play(hub, tmp_path, repository)
-    assert run.uploaded == ["checkpoint-5", "the finished adapter"]
+    assert run.uploaded == ["checkpoint-5", "the finished weights"]
     assert run.warnings == []
-    assert f"Uploaded the finished adapter to {hub.url}/tester/ltxvideo-disney" in run.output
+    assert f"Uploaded the finished weights to {hub.url}/tester/ltxvideo-disney" in run.output
     assert hub.private == {"tester/ltxvideo-disney": True}
     (_, first, early), (_, _, late) = hub.commits
     assert first == "night: checkpoint-5, step 5"
@@ -111,7 +111,7 @@ def test_checkpoints_and_the_result_are_uploaded(hub: Desk, tmp_path: Path, repo
 def test_what_is_not_asked_for_stays_here(hub: Desk, tmp_path: Path, repository: Path) -> None:
     run = play(hub, tmp_path, repository, push_checkpoints_to_hub=False, model_card_private=False, hub_model_id=None,
                tracker_project_name="my films!")  # fmt: skip
-    assert run.uploaded == ["the finished adapter"]
+    assert run.uploaded == ["the finished weights"]
     assert hub.private == {"tester/my-films": False}
 
 
@@ -124,7 +124,7 @@ def test_a_stopped_run_uploads_its_checkpoints_only(hub: Desk, tmp_path: Path, r
 def test_errors_of_the_server_are_sat_out(hub: Desk, tmp_path: Path, repository: Path) -> None:
     hub.answers.extend([Answer(500), Answer(500)])
     run = play(hub, tmp_path, repository, push_checkpoints_to_hub=False)
-    assert run.uploaded == ["the finished adapter"]
+    assert run.uploaded == ["the finished weights"]
     assert run.warnings == []
 
 
@@ -137,14 +137,55 @@ def test_a_failure_is_told_with_the_command_that_repeats_it(
     run = play(hub, tmp_path, repository, token=token)
     assert run.uploaded == []
     assert hub.commits == []
-    assert run.warnings[0].startswith(f"uploads to the Hub will not work: {reason}")
+    assert run.warnings[0].startswith(f"uploading checkpoint-5 to the Hub fails: {reason}")
     assert len(run.warnings) == 3
-    assert run.warnings[1].startswith(f"not uploaded to ltxvideo-disney: checkpoint-5 ({reason}")
-    assert run.warnings[1].endswith("It was removed since (checkpoints_total_limit).")
-    command = run.warnings[2].partition("Upload it with: ")[2]
+    assert run.warnings[1].startswith(f"not uploaded to the Hub yet: checkpoint-5 ({reason}")
+    assert run.warnings[1].endswith("It goes on when the run is started again"), "its folder is gone, its links are not"
+    command = run.warnings[2].partition("upload it with: ")[2]
     assert command.startswith(f"hf upload ltxvideo-disney {run.folder} . --include pytorch_lora_weights.safetensors")
     assert "notes.txt" not in command
     assert command.endswith("--private")
+
+
+AGAIN = """
+import sys
+from pathlib import Path
+from simpletuner.config.sections.reporting import ReportingSection
+from simpletuner.events.run import open_run
+from simpletuner.events.sinks.publisher import PublishPatience
+from simpletuner.events.types import RunStarted
+PublishPatience.__init__.__defaults__ = (3, 0.02, 0.1, 30.0, 30.0)
+folder = Path(sys.argv[1])
+settings = ReportingSection(push_to_hub=True, push_checkpoints_to_hub=True, hub_model_id="ltxvideo-disney",
+                            post_upload_script=sys.argv[2])
+with open_run(folder, {"prompts": []}, "night", reporting=settings) as run:
+    run.emit(RunStarted("night", str(folder), "checkpoint-5"))
+"""
+
+
+def test_the_next_start_uploads_what_is_missing_and_announces_it_once(
+    hub: Desk, tmp_path: Path, repository: Path
+) -> None:
+    play(hub, tmp_path, repository, token="hf_wrong")
+    script = (
+        f"{sys.executable} -c \"import sys; print(sys.argv[1:])\" {{global_step}} {{huggingface_path}} '; rm -rf x'"
+    )
+    variables = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1",
+                 "PYTHONPATH": str(repository), "HF_TOKEN": "hf_canary", "HF_HUB_OFFLINE": "0"}  # fmt: skip
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", AGAIN, str(tmp_path / "run"), script],
+            env=variables, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    run = Finished(tmp_path / "run", "")
+    assert run.uploaded == ["checkpoint-5", "the finished weights"]
+    assert len(hub.commits) == 2
+    assert hub.files["tester/ltxvideo-disney/checkpoint-5/pytorch_lora_weights.safetensors"].startswith(b"five")
+    assert not list((tmp_path / "run").glob(".waiting-*")), "nothing is held any more"
+    assert (tmp_path / "run" / "post_upload_script.log").read_text().splitlines() == [
+        "['5', 'tester/ltxvideo-disney', '; rm -rf x']", "['10', 'tester/ltxvideo-disney', '; rm -rf x']"
+    ]  # fmt: skip
 
 
 def test_a_hub_that_breaks_in_the_middle_is_never_announced(hub: Desk, tmp_path: Path, repository: Path) -> None:
@@ -153,4 +194,12 @@ def test_a_hub_that_breaks_in_the_middle_is_never_announced(hub: Desk, tmp_path:
     run = play(hub, tmp_path, repository)
     assert run.uploaded == []
     assert "Uploaded" not in run.output
-    assert len([text for text in run.warnings if text.startswith("not uploaded")]) == 2
+    assert "uploading checkpoint-5 to the Hub fails" in run.warnings[0]
+
+
+def test_full_training_uploads_its_transformer(hub: Desk, tmp_path: Path, repository: Path) -> None:
+    (tmp_path / "run" / "transformer").mkdir(parents=True)
+    (tmp_path / "run" / "transformer" / "config.json").write_text("{}")
+    (tmp_path / "run" / "transformer" / "model.safetensors").write_bytes(b"all")
+    play(hub, tmp_path, repository, push_checkpoints_to_hub=False)
+    assert hub.files["tester/ltxvideo-disney/transformer/model.safetensors"] == b"all"

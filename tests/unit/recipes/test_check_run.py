@@ -196,10 +196,11 @@ def test_lycoris_patterns(bench: Bench) -> None:
 
 
 def test_token(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "has_hub_token", lambda: False)
-    assert holds(bench.told(Severity.WARNING, with_data=False, push_to_hub="true"), "there is no token of the Hub")
-    monkeypatch.setattr(check, "has_hub_token", lambda: True)
-    assert not holds(bench.told(with_data=False, push_to_hub="true"), "token")
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(bench.folder / "none"))
+    assert holds(bench.told(Severity.ERROR, with_data=False, push_to_hub="true"), "there is no token of the Hub")
+    monkeypatch.setenv("HF_TOKEN", "hf_canary")
+    assert not holds(bench.told(Severity.ERROR, with_data=False, push_to_hub="true"), "token")
 
 
 def test_a_broken_checkpoint_is_told(bench: Bench) -> None:
