@@ -67,7 +67,6 @@ def start(word):
 
 # A whole training of the small checkpoint by the program itself.
 TRAINING = """
-import sys
 from simpletuner.cli.main import main
 import simpletuner.recipes.train, simpletuner.cli.train, diffusers, peft, huggingface_hub, torch, av
 import simpletuner.events.sinks.hub, simpletuner.events.sinks.tensorboard, simpletuner.events.sinks.webhook
@@ -75,8 +74,6 @@ import tensorboard.summary.writer.event_file_writer
 import simpletuner.models.ltxvideo.family
 from diffusers import LTXVideoTransformer3DModel, AutoencoderKLLTXVideo, LTXPipeline
 from transformers import T5EncoderModel, T5TokenizerFast
-sys.stdout, out = open({log!r}, "a"), sys.stdout
-print = lambda *words, **more: (out.write(" ".join(map(str, words)) + "\\n"), out.flush())
 def start(word):
     code = main({arguments!r})
     return 0 if code in (0, 130) else code
@@ -90,7 +87,9 @@ def outside() -> Iterator[tuple[Desk, Desk, Desk]]:
 
 
 def variables(folder: Path, hub: Desk) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "WANDB_"))}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_", "WANDB_"))
+    }
     root = Path(__file__).resolve().parents[2]
     return {**kept, "HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_XET": "1",
             "HF_TOKEN": "hf_canary", "PYTHONPATH": str(root), "HOME": str(folder)}  # fmt: skip
@@ -209,7 +208,7 @@ def test_a_training_that_is_killed_again_and_again(project: Project, outside: tu
         webhook_config=str(project.folder / "webhook.json"), checkpoint_step_interval=2, max_train_steps=400,
         checkpoints_total_limit=3,
     )  # fmt: skip
-    code = TRAINING.format(arguments=project.arguments(), log=str(project.folder / "log.txt"))
+    code = TRAINING.format(arguments=project.arguments())
     with fork_server(code, variables(project.folder, hub), project.folder / "errors.txt") as server:
         killed = play(server, project.output, hub, 50, 6.0)
         project.change_config(max_train_steps=max(1, read_run(project.output).checkpoint or 0) + 3)  # type: ignore[union-attr]

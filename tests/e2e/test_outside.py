@@ -57,21 +57,21 @@ def test_everybody_is_told(project: Project) -> None:
         assert any(b'filename="video0.mp4"' in post.body for post in chat.posts)
         assert [title for _, title, _ in hub.commits] == [
             "ltxvideo-adamW: checkpoint-3, step 3", "ltxvideo-adamW: checkpoint-6, step 6",
-            "ltxvideo-adamW: the finished adapter, step 6",
+            "ltxvideo-adamW: the finished weights, step 6",
         ]  # fmt: skip
         weights = hub.files["tester/ltxvideo-disney/pytorch_lora_weights.safetensors"]
         assert weights == (project.output / "pytorch_lora_weights.safetensors").read_bytes()
         assert any(name.endswith("validation_64x64.mp4") for name in hub.files)
     assert list((project.output / "logs" / "tensorboard").iterdir())
     assert list((project.output / "logs" / "wandb").glob("offline-run-*/*.wandb"))
-    assert "Uploaded the finished adapter" in done.stdout
+    assert "Uploaded the finished weights" in done.stdout
     assert "canary" not in done.stdout + done.stderr
 
 
 def test_when_everybody_is_dead_the_run_is_as_good_as_ever(project: Project) -> None:
     with upload_server() as hub, webhook_server() as raw:
         raw.always = Answer(500, stall=0.2)
-        hub.always = Answer(403, stall=0.2)
+        hub.always = Answer(503, stall=0.2)  # one that refuses the login is told before anything is cached
         outgoing(project, {"webhook_type": "raw", "callback_url": raw.url})
         project.change_config(report_to="none")
         done = train(project, hub.url, HF_TOKEN="hf_canary")
