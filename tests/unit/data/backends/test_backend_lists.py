@@ -122,7 +122,8 @@ def test_paths_start_at_the_list_or_the_folder(listed: Callable[..., Any], clip:
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("gone.mp4", "No such file"),
+        ("gone.mp4", "No such file.*; paths of the list start at '/"),
+        ("/gone/gone.mp4", "cannot be reached .No such file or directory.$"),
         ("ftp://host.org/a.mp4", "not supported"),
         ("https://[::/a.mp4", "not a valid URL"),
         ("http://127.0.0.1:9/a.mp4", "127.0.0.1:9 cannot be reached"),
