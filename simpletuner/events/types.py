@@ -103,6 +103,7 @@ class StepFinished(Event):
     seconds: float
     memory_bytes: int = 0  # peak on the device, or resident set on the CPU
     terms: Mapping[str, float] = field(default_factory=dict)  # named loss terms, per-sigma-band losses
+    still_steps: int = 0  # steps up to this one over which no trained weight has changed; looked at now and then
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from simpletuner.recipes.showing import generate_base_videos, has_videos, rehear
 from simpletuner.runtime.signals import Requests
 from simpletuner.training.fit import fit_on
 from simpletuner.training.out_of_memory import DoesNotFitError
+from simpletuner.training.watch import LossWatch
 
 WORTH_TELLING: Final = 0.01  # share of the time spent waiting for data that is told
 
@@ -78,7 +79,7 @@ def train_on(session: Session, archive: Archive, evaluations: Evaluations, reque
     Raises:
         UserError: If a checkpoint cannot be written.
     """
-    calendar = Calendar(session, rhythms_of(session.config))
+    calendar, watch = Calendar(session, rhythms_of(session.config)), LossWatch()
 
     def settles(step: int) -> bool:
         return calendar.look(step) or requests.has_wishes
@@ -91,8 +92,12 @@ def train_on(session: Session, archive: Archive, evaluations: Evaluations, reque
         evaluations.note_step(done)
         try:
             archive.check()
-            if isinstance(done, StepSkipped) and _is_lost(session, done):
-                return f"step {done.step}: {done.reason}"
+            if isinstance(done, StepSkipped):
+                if _is_lost(session, done):
+                    return f"step {done.step}: {done.reason}"
+            else:
+                for notice in watch.take(done):
+                    session.run.emit(notice)
             if session.state.step == done.step:
                 _do_what_is_due(session, done, calendar, archive, evaluations, requests)
         except UserError as error:

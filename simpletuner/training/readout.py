@@ -20,6 +20,7 @@ from simpletuner.data.batch import Batch
 from simpletuner.events.types import StepFinished, StepSkipped
 from simpletuner.objectives.terms import LossTerm, band_means
 from simpletuner.runtime.host import used_memory
+from simpletuner.training.movement import LOOK_EVERY
 
 # Samples named in a message about numbers that are none.
 _NAMED_SAMPLES = 8
@@ -86,6 +87,7 @@ class StepNumbers:
         epoch, samples, tokens: Of the micro-batches noted so far.
         parts: What the host knows of each noted term.
         scalars: What the device has computed for it: its mean, and its losses per sample if any.
+        still: Whether no weight has moved since the last look; None where nobody looked.
     """
 
     step: int
@@ -96,6 +98,7 @@ class StepNumbers:
     tokens: int = 0
     parts: list[TermPart] = field(default_factory=list)
     scalars: list[Tensor] = field(default_factory=list)
+    still: Tensor | None = None
 
     def add(self, batch: Batch, terms: Sequence[LossTerm]) -> None:
         """Note the terms of one micro-batch; nothing is read from the device."""
@@ -120,8 +123,9 @@ class StepNumbers:
 
     def send(self, gradient_norm: Tensor) -> PendingStep:
         """Start the copy to the host of everything noted, and of the gradient norm."""
-        packed = torch.cat([gradient_norm.reshape(1), *self.scalars])
-        lengths = [scalar.numel() for scalar in self.scalars]
+        noted = [*self.scalars, *([] if self.still is None else [self.still.reshape(1).float()])]
+        packed = torch.cat([gradient_norm.reshape(1), *noted])
+        lengths = [scalar.numel() for scalar in noted]
         if packed.device.type != "cuda":
             return PendingStep(self, packed, lengths)
         landed = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
@@ -192,6 +196,7 @@ class PendingStep:
             seconds=time.perf_counter() - max(numbers.started, previous_finished),
             memory_bytes=used_memory(device),
             terms=self._terms(),
+            still_steps=LOOK_EVERY if numbers.still is not None and self.values[1][-1] == [1.0] else 0,
         )
 
     def _total(self) -> float:

@@ -29,6 +29,7 @@ from simpletuner.training.build import Trainable
 from simpletuner.training.companions import Companions
 from simpletuner.training.gradient_sums import GradientSums
 from simpletuner.training.learning_rate import LearningRate
+from simpletuner.training.movement import Movement
 from simpletuner.training.optim.schedule_free import averaged_weights
 from simpletuner.training.optimizer import build_optimizer
 
@@ -78,6 +79,7 @@ class TrainState:
         keeps_gradients: Whether the memory of gradients is kept and zeroed between steps, instead of dropped.
         skipped_steps: Numbers of the steps that were passed over because they were broken.
         rollbacks: How often the run went back to a checkpoint.
+        movement: Looks now and then whether the weights move; None where nobody wants to know.
     """
 
     trainable: Trainable
@@ -95,6 +97,7 @@ class TrainState:
     keeps_gradients: bool = False
     skipped_steps: list[int] = field(default_factory=list)
     rollbacks: int = 0
+    movement: Movement | None = None
 
     @classmethod
     def begin(
@@ -125,6 +128,7 @@ class TrainState:
             companions=companions,
             sums=GradientSums(trainable.parameters.values()) if adds_up else None,
             keeps_gradients=not config.memory.set_grads_to_none,
+            movement=Movement(trainable.parameters.values()),
         )
 
     def wearing(self, weights: Literal["base", "adapter", "ema"]) -> AbstractContextManager[None]:

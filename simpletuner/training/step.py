@@ -16,6 +16,7 @@ from simpletuner.data.batch import Batch
 from simpletuner.maths.clipping import clip_gradients
 from simpletuner.objectives.terms import LossTerm
 from simpletuner.runtime.seeds import stream_seed
+from simpletuner.training.movement import LOOK_EVERY
 from simpletuner.training.optim.released import ReleasedOptimizer
 from simpletuner.training.out_of_memory import is_out_of_memory, make_room
 from simpletuner.training.readout import PendingStep, StepNumbers
@@ -70,10 +71,12 @@ def take_step(
         UserError: On the CPU, if the step is broken and is not to be passed over; if memory ran out while the weights
             were updated (exit code 5 both). If the step does not fit (`DoesNotFitError`); the state is whole then.
     """
+    # Once, and not for a repeated attempt: a second look at the same step would see weights that stand still.
+    still = _look_at_weights(state)
     begun_at = state.batches.state_dict()
     while True:
         try:
-            pending, gradients = _gather(state, objective, stop)
+            pending, gradients = _gather(state, objective, stop, still)
             break
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -105,10 +108,10 @@ def take_step(
 
 
 def _gather(
-    state: TrainState, objective: Objective, stop: Callable[[], bool]
+    state: TrainState, objective: Objective, stop: Callable[[], bool], still: Tensor | None
 ) -> tuple[PendingStep | None, list[Tensor]]:
     """All micro-batches of a step: its numbers on their way, and its clipped gradients; None if it was stopped."""
-    numbers = StepNumbers(state.step + 1, state.learning_rate(state.step))
+    numbers = StepNumbers(state.step + 1, state.learning_rate(state.step), still=still)
     # Before the gradients: where they are released, parameters move in the backward pass.
     for group in state.optimizer.param_groups:
         group["lr"] = numbers.learning_rate
@@ -121,6 +124,12 @@ def _gather(
         ends_step = batch.ends_step
     gradients = [] if isinstance(state.optimizer, ReleasedOptimizer) else _gradients(state)
     return numbers.send(_limited_norm(state, gradients)), gradients
+
+
+def _look_at_weights(state: TrainState) -> Tensor | None:
+    if state.movement is None or state.step % LOOK_EVERY:
+        return None
+    return state.movement.look(state.step)
 
 
 def _give_up_step(state: TrainState, begun_at: dict[str, int]) -> None:
