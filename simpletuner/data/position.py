@@ -15,6 +15,10 @@ from simpletuner.data.order import DrawTable
 from simpletuner.data.sample import Sample
 
 RULE = "A resumed run trains each sample exactly as often as the undisturbed run would have"
+FIX_OF_BATCHES = (
+    "Set it back to train the epoch to its end, where it may change (checkpoint_epoch_interval saves there), or start "
+    "a new run in another output_dir"
+)
 FIX = "Restore what changed, or start a new run in another output_dir"
 
 
@@ -92,7 +96,9 @@ class StreamIdentity:
             refused += self._batch_changes(then)
         if refused:
             raise UserError(
-                f"the run cannot continue in its data: changed since the checkpoint: {', '.join(refused)}", RULE, FIX
+                f"the run cannot continue in its data: changed since the checkpoint: {', '.join(refused)}",
+                RULE,
+                FIX if self._order_changes(then) else FIX_OF_BATCHES,
             )
         where = "at the beginning" if at_rest else f"after {position.drawn} samples"
         return position, tuple(f"{change}; the data goes on {where} of epoch {position.epoch}" for change in told)

@@ -19,6 +19,7 @@ def run_facts(config: RunConfig, plan: RunPlan) -> dict[str, Any]:
         "release": plan.source.release,
         "train_batch_size": config.schedule.train_batch_size,
         "gradient_accumulation_steps": config.schedule.gradient_accumulation_steps,
+        "num_train_epochs": config.schedule.num_train_epochs,
         "caption_dropout_probability": config.data.caption_dropout_probability,
         **config.flow.model_dump(mode="json"),
         **(config.crepa.model_dump(mode="json") if config.crepa.crepa_enabled else {}),

@@ -15,7 +15,6 @@ from simpletuner.core.errors import ExitCode, Severity
 from simpletuner.core.files import ensure_writable, sweep
 from simpletuner.data.batches import BatchStream
 from simpletuner.data.contact_sheet import draw_contact_sheet
-from simpletuner.data.epochs import total_steps
 from simpletuner.events.run import Run, open_run
 from simpletuner.events.types import (
     Noticed,
@@ -32,6 +31,7 @@ from simpletuner.recipes.objective import build_objective
 from simpletuner.recipes.plan import RunPlan, plan_run
 from simpletuner.recipes.previews import open_previewer
 from simpletuner.recipes.publishing import check_publishing
+from simpletuner.recipes.resuming import go_on, length_of_run
 from simpletuner.recipes.saving import read_best, weights_path
 from simpletuner.recipes.session import Session
 from simpletuner.recipes.story import tell_plan, tell_training
@@ -44,7 +44,6 @@ from simpletuner.training.build import build_trainable
 from simpletuner.training.checkpoint import (
     check_facts,
     delete_broken,
-    restore,
 )
 from simpletuner.training.self_test import refuse_deaf_layers
 from simpletuner.training.state import TrainState
@@ -142,15 +141,14 @@ def begin_session(
         prefetch=config.data.dataloader_prefetch_qlen if config.data.dataloader_prefetch else 0,
         read_features=teaching.cache.read if teaching.cache else None,
     )
-    steps = total_steps(config.schedule, batches.epochs.steps_of)
+    steps = length_of_run(config, batches, plan.checkpoint)
     trainable = build_trainable(plan.family, plan.source, config, host.device, str(run.folder.resolve()))
     if config.precision.base_model_precision != "no_change":
         refuse_deaf_layers(trainable, plan.family, plan.source, config.precision.base_model_precision)
     objective, companions = build_objective(config, plan, trainable, teaching, steps)
     state = TrainState.begin(trainable, batches, config, steps, companions)
     if plan.checkpoint is not None:
-        for sentence in restore(state, plan.checkpoint, run_facts(config, plan)):
-            run.emit(Noticed("note", sentence))
+        go_on(state, plan.checkpoint, run_facts(config, plan), run.emit)
     if warning := state.learning_rate.warning():
         run.emit(Noticed("warning", warning))
     tell_training(config, samples, caches, state, batches, run.emit)

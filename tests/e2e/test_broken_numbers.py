@@ -46,9 +46,7 @@ def journal(output: Path, *kinds: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["kind"] in kinds]
 
 
-def test_a_run_goes_back_and_on_with_other_clips_and_does_so_again_after_a_kill(
-    project: Project, poison: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_goes_back_and_on_with_other_clips(project: Project, poison: Callable[..., None]) -> None:
     poison({4, 5})  # draws of steps 5 and 6; the newest checkpoint is that of step 3
     assert main(project.arguments(**SETTINGS)) == 0
     skipped, (back,) = journal(project.output, "step_skipped"), journal(project.output, "rolled_back")
@@ -56,12 +54,19 @@ def test_a_run_goes_back_and_on_with_other_clips_and_does_so_again_after_a_kill(
     assert all(len(event["samples"]) == 1 and "not a finite number" in event["reason"] for event in skipped)
     assert (back["step"], back["to_step"], Path(back["path"]).name) == (6, 3, "checkpoint-3")
     assert [line["step"] for line in project.metrics()] == list(range(1, 11))
-    final = load_file(project.output / ADAPTER)
     state = json.loads((project.output / "checkpoint-10" / "training_state.json").read_text())
     # Ten steps, and three draws more: those of steps 4 to 6 that led into the failure.
     assert (state["rollbacks"], state["skipped_steps"], 4 * (state["batches"]["epoch"] - 1)) == (1, [], 12)
     assert state["batches"]["drawn"] == 1
 
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_after_it_went_back_does_so_again(
+    project: Project, poison: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison({4, 5})
+    assert main(project.arguments(**SETTINGS)) == 0
+    final = load_file(project.output / ADAPTER)
     again = project.folder / "again"
     go_back = Recovery.go_back
 
@@ -77,6 +82,7 @@ def test_a_run_goes_back_and_on_with_other_clips_and_does_so_again_after_a_kill(
     assert all(torch.equal(tensor, found[name]) for name, tensor in final.items())
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_recover_ends_with_code_5_and_leaves_only_good_checkpoints(
     project: Project, poison: Callable[..., None], capfd: pytest.CaptureFixture
 ) -> None:

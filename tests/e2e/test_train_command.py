@@ -91,17 +91,3 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(project: Project) -> No
     assert "Start the same command again" in told
     steps = [int(path.name.split("-")[1]) for path in project.output.glob("checkpoint-*")]
     assert max(steps) == project.metrics()[-1]["step"]
-
-
-def test_killing_the_process_loses_no_checkpoint(project: Project) -> None:
-    with project.start(max_train_steps=100000, checkpoint_step_interval=2) as process:
-        deadline = time.monotonic() + 120
-        while not (project.output / "checkpoint-6").exists():
-            assert time.monotonic() < deadline, "the run did not reach step 6"
-            assert process.poll() is None, process.communicate()[0]
-            time.sleep(0.02)
-        process.kill()
-    newest = max(int(path.name.split("-")[1]) for path in project.output.glob("checkpoint-*"))
-    assert main(project.arguments(max_train_steps=newest + 2, checkpoint_step_interval=0)) == 0
-    assert [line["step"] for line in project.metrics()] == list(range(1, newest + 3))
-    assert not list(project.output.glob(".staging-*"))

@@ -30,8 +30,9 @@ class AverageSection(Section):
     )  # fmt: skip
     ema_device: Literal["cpu", "accelerator"] = option(
         "cpu",
-        "Where the average is kept: `cpu` costs a copy per update, `accelerator` 4 bytes per trained parameter there.",
-        "滑动平均存放的设备：`cpu` 每次更新需复制，`accelerator` 每个训练参数占 4 字节显存。",
+        "Where the average is kept: `cpu` copies the weights beside training, `accelerator` costs 4 bytes per trained "
+        "parameter there.",
+        "滑动平均存放的设备：`cpu` 在训练的同时复制权重，`accelerator` 每个训练参数占 4 字节显存。",
         level="advanced",
     )
     ema_cpu_only: bool = option(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ from safetensors.torch import load_file
 
 from simpletuner.config.lycoris_file import LycorisFile
 from simpletuner.config.sections.average import AverageSection
-from simpletuner.maths.ema import decay_at
+from simpletuner.maths.ema import average_into, decay_at
+from simpletuner.training import average as averages
 from simpletuner.training.checkpoint import restore, save_checkpoint
 from simpletuner.training.fit import fit
 from simpletuner.training.snapshot import AVERAGE_FOLDER, AVERAGE_NAME, WEIGHTS_NAME
@@ -35,6 +38,71 @@ def test_follows_the_weights_every_second_step(small_run: Callable[..., Any]) ->
         assert tensor.dtype == torch.float32
         assert torch.allclose(tensor, expected[name], atol=1e-6), name
     assert any(not torch.equal(found[name], tensor) for name, tensor in run.adapter().items())
+
+
+def weights_after_updates(run: Any, interval: int) -> list[dict[str, torch.Tensor]]:
+    """The trained weights in float64: at the start, and after every step with an update."""
+    found = [{name: tensor.double() for name, tensor in run.adapter().items()}]
+    for event in fit(run.state, run.objective, stop=lambda: False):
+        if event.step % interval == 0:
+            found.append({name: tensor.double() for name, tensor in run.adapter().items()})
+    return found
+
+
+@pytest.mark.parametrize("optimizer", ["torch-adamw", "adamw_bf16"])
+@pytest.mark.parametrize("warmup_steps", [0, 5])
+def test_ten_updates_over_accumulated_steps_are_the_closed_form(
+    small_run: Callable[..., Any], optimizer: str, warmup_steps: int
+) -> None:
+    settings = AverageSection(use_ema=True, ema_decay=0.9, ema_update_interval=2, ema_warmup_steps=warmup_steps)
+    run = small_run(average=settings, optimizer=optimizer, accumulation=4, total_steps=20)
+    path = weights_after_updates(run, 2)
+    # Update n keeps d_n of what was there: min(0.9, n / (9 + n)) from the second on (n = 1), or nothing for the
+    # first three, which is every update up to step 5 and the one that reaches it.
+    decays = [0.0, *(min(0.9, n / (9 + n)) for n in range(1, 10))] if not warmup_steps else [0.0] * 3 + [0.9] * 7
+    # a_N = sum over n of (1 - d_n) d_(n+1) ... d_N w_n
+    shares = [(1 - decay) * math.prod(decays[n + 1 :]) for n, decay in enumerate(decays)]
+    assert sum(shares) == pytest.approx(1.0)
+    assert run.state.average.updates == 10
+    for name, average in run.state.average.tensors().items():
+        expected = sum(share * weights[name] for share, weights in zip(shares, path[1:], strict=True))
+        assert (average.double() - expected).abs().max() < 1e-6, name
+
+
+def test_two_thousand_updates_reach_a_constant(small_run: Callable[..., Any]) -> None:
+    # In bfloat16 an average at 1 would never move towards 1.5 with a memory of 0.995.
+    average = small_run(average=AverageSection(use_ema=True), optimizer="adamw_bf16").state.average
+    for parameter in average._parameters.values():
+        parameter.data.fill_(1.0)
+    average.update(1)
+    for parameter in average._parameters.values():
+        parameter.data.fill_(1.5)
+    for step in range(2, 2002):
+        average.update(step)
+    assert all((tensor - 1.5).abs().max() < 0.005 for tensor in average.tensors().values())
+
+
+def test_averages_elsewhere_are_moved_beside_training_and_come_out_the_same(
+    small_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, elsewhere = (small_run(average=EMA, total_steps=6) for _ in range(2))
+    elsewhere.state.average._travels = True  # as on an accelerator with ema_device cpu
+    go, is_first = threading.Event(), iter([True])
+
+    def wait_at_first(*arguments: Any) -> None:
+        assert not next(is_first, False) or go.wait(20)
+        average_into(*arguments)
+
+    monkeypatch.setattr(averages, "average_into", wait_at_first)
+    events = fit(elsewhere.state, elsewhere.objective, stop=lambda: False)
+    steps = [next(events).step for _ in range(3)]  # the update of step 2 is under way
+    assert steps == [1, 2, 3]
+    assert not elsewhere.state.average._under_way.done()
+    go.set()
+    list(events)
+    list(fit(here.state, here.objective, stop=lambda: False))
+    for name, tensor in here.state.average.tensors().items():
+        assert torch.equal(tensor, elsewhere.state.average.tensors()[name])
 
 
 def test_weights_come_back_bit_for_bit_even_after_an_exception(small_run: Callable[..., Any]) -> None:
