@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from simpletuner.cli.main import main
 from simpletuner.core.errors import ExitCode
 from simpletuner.objectives.flow_matching import FlowMatching
-from simpletuner.recipes import loop
 from simpletuner.recipes.recovery import Recovery
 
 ADAPTER = "pytorch_lora_weights.safetensors"
@@ -28,15 +27,16 @@ SETTINGS = {"max_train_steps": 10, "checkpoint_step_interval": 3, "train_batch_s
 def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[Collection[int]], None]:
     """Make the loss of the draws with these running numbers no number, in every run that follows."""
 
-    def spoil(numbers: Collection[int]) -> None:
-        class Poisoned(FlowMatching):
-            def __call__(self, transformer: Any, batch: Any, step: int) -> tuple[Any, ...]:
-                (term,) = super().__call__(transformer, batch, step)
-                if not set(batch.sample_numbers) & set(numbers):
-                    return (term,)
-                return (replace(term, value=term.value * math.nan, per_sample=term.per_sample * math.nan),)
+    call = FlowMatching.__call__
 
-        monkeypatch.setattr(loop, "FlowMatching", Poisoned)
+    def spoil(numbers: Collection[int]) -> None:
+        def poisoned(self: FlowMatching, transformer: Any, batch: Any, step: int) -> tuple[Any, ...]:
+            first, *rest = call(self, transformer, batch, step)
+            if not set(batch.sample_numbers) & set(numbers):
+                return (first, *rest)
+            return (replace(first, value=first.value * math.nan, per_sample=first.per_sample * math.nan), *rest)
+
+        monkeypatch.setattr(FlowMatching, "__call__", poisoned)
 
     return spoil
 
