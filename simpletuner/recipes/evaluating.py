@@ -5,6 +5,7 @@ Everything a judgement needs stands in `evaluation.jsonl`, so a resumed run judg
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
@@ -166,7 +167,8 @@ class Evaluations:
         decides: bool,
     ) -> LossEvaluated:
         best = self.best
-        is_best = decides and (best is None or found.loss < best.loss)
+        is_best = decides and math.isfinite(found.loss) and (best is None or found.loss < best.loss)
+        lowest = Mark(step, found.loss) if is_best or best is None else best
         return LossEvaluated(
             step=step,
             weights=weights,
@@ -180,8 +182,8 @@ class Evaluations:
             decides=decides,
             train_loss=train_loss,
             is_best=is_best,
-            best_step=step if is_best or best is None else best.step,
-            best_loss=found.loss if is_best or best is None else best.loss,
+            best_step=lowest.step,
+            best_loss=lowest.loss,
         )
 
     def _judge(self) -> Judgement:
@@ -212,10 +214,8 @@ class Evaluations:
         session, best = self._session, self.best
         assert best is not None
         metadata = {**weights_metadata(session), "evaluation_loss": f"{best.loss:.6f}"}
-        average = session.state.average
-        values = average.tensors() if weights == "ema" and average is not None else None
-        with staged_folder(session.folder / BEST_FOLDER) as staging:
-            session.trainable.save_weights(staging / session.trainable.adapter.weights_name, metadata, values)
+        with staged_folder(session.folder / BEST_FOLDER) as staging, session.state.measuring(weights):
+            session.trainable.save_weights(staging / session.trainable.adapter.weights_name, metadata)
             write_json_atomic(
                 staging / BEST_RECORD,
                 {"step": best.step, "evaluation_loss": best.loss, "weights": weights, "yardstick": self._fingerprint},

@@ -107,13 +107,26 @@ def test_best_weights_are_kept_and_patience_ends_the_run(measured: Project, capf
 
 
 @pytest.mark.slow
-def test_the_best_weights_make_the_best_loss(measured: Project, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lora_targets": "all"},
+        {"lora_targets": "all", "use_ema": "true", "ema_decay": 0.3},
+        {"lora_targets": "all", "optimizer": "adamw_schedulefree", "mixed_precision": "no"},
+        {"model_type": "full", "learning_rate": 1e-3},
+    ],
+    ids=["plain", "average", "schedule-free", "full"],
+)
+def test_the_best_weights_make_the_best_loss(
+    measured: Project, capfd: pytest.CaptureFixture[str], options: dict[str, Any]
+) -> None:
     # On clips that are trained too, so that there is something to see within few steps.
     entries = json.loads(measured.datasets.read_text())
     entries[-1]["instance_data_dir"] = str(measured.clips)
     measured.datasets.write_text(json.dumps(entries))
-    lines = train(measured, learning_rate=1e-2, lora_targets="all", lora_dropout=0, max_train_steps=12)
-    best = min(lines, key=lambda line: line["loss"])
+    lines = train(measured, **{"learning_rate": 1e-2, "lora_dropout": 0, "max_train_steps": 12, **options})
+    best = min((line for line in lines if line["decides"]), key=lambda line: line["loss"])
+    assert best["weights"] == ("ema" if "use_ema" in options else "adapter")
     assert best["step"] > 0
     record = json.loads((measured.output / "best/best.json").read_text())
     assert (record["step"], record["evaluation_loss"]) == (best["step"], best["loss"])

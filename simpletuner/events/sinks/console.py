@@ -122,7 +122,8 @@ class ConsoleSink:
             kind = "Safety checkpoint" if event.is_rolling else "Checkpoint"
             self._say(f"{kind} of step {event.step}: {event.path} ({told_size(event.size_bytes)})")
         elif isinstance(event, LossEvaluated):
-            self._summary.evaluation = f"{event.loss:.4f} (best {event.best_loss:.4f} at step {event.best_step})"
+            if event.decides:
+                self._summary.evaluation = f"{event.loss:.4f} (best {event.best_loss:.4f} at step {event.best_step})"
             self._say(_told_evaluation(event))
         elif isinstance(event, VideoGenerated):
             self._summary.videos += 1
@@ -310,6 +311,7 @@ def _told_evaluation(event: LossEvaluated) -> str:
     which = ", averaged weights" if event.weights == "ema" else ""
     sets = ", ".join(f"{name} {value:.4f}" for name, value in event.losses.items()) if len(event.losses) > 1 else ""
     best = "the lowest so far" if event.is_best else f"lowest: {event.best_loss:.4f} at step {event.best_step}"
+    best = best if event.decides else ""
     told = f"Loss on clips set apart (step {event.step}{which}): {event.loss:.4f}"
     return f"{told} ({'; '.join(part for part in (sets, best) if part)}; {told_duration(event.seconds)})"
 

@@ -251,7 +251,8 @@ class Composer:
             "best_loss": _finite(event.best_loss),
         }
         best = "the lowest so far" if event.is_best else f"lowest {event.best_loss:.4f} at step {event.best_step}"
-        text = f"Loss on clips set apart after step {event.step} ({event.weights}): {event.loss:.4f}, {best}"
+        text = f"Loss on clips set apart after step {event.step} ({event.weights}): {event.loss:.4f}"
+        text += f", {best}" if event.decides else ""
         return [Message("info", self._body("training.evaluation", message=text, data=data), text)]
 
     def _video(self, event: VideoGenerated) -> list[Message]:
