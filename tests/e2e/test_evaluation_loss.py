@@ -112,7 +112,7 @@ def test_best_weights_are_kept_and_patience_ends_the_run(measured: Project, capf
     [
         {"lora_targets": "all"},
         {"lora_targets": "all", "use_ema": "true", "ema_decay": 0.3},
-        {"lora_targets": "all", "optimizer": "adamw_schedulefree", "mixed_precision": "no"},
+        {"lora_targets": "all", "optimizer": "adamw_schedulefree", "mixed_precision": "bf16"},
         {"model_type": "full", "learning_rate": 1e-3},
     ],
     ids=["plain", "average", "schedule-free", "full"],
