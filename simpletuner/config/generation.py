@@ -42,6 +42,7 @@ FLAGS: Mapping[str, str] = {
     "seed": "validation_seed",
 }
 _SIZE = "validation_resolution"
+_FURTHER: Final = ("validation_guidance_rescale", "validation_seed_source", "validation_stitch_input_location")
 _STREAMING: Final = (
     "enable_group_offload", "group_offload_type", "group_offload_blocks_per_group", "group_offload_use_stream",
     "group_offload_to_disk_path", "group_offload_text_encoder", "musubi_blocks_to_swap",
@@ -53,7 +54,9 @@ def used_options() -> frozenset[str]:
     """Options that say anything about generating a video."""
     table = option_table()
     of_sections = {name for name, spec in table.items() if spec.section in ("model", "precision")}
-    return frozenset(of_sections - {"model_type"} | {*FLAGS.values(), _SIZE, "vae_enable_tiling", *_STREAMING})
+    return frozenset(
+        of_sections - {"model_type"} | {*FLAGS.values(), _SIZE, "vae_enable_tiling", *_STREAMING, *_FURTHER}
+    )
 
 
 @dataclass(frozen=True)
