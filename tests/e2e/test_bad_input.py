@@ -74,7 +74,7 @@ def no_length(project: Project) -> None:
 
 
 def planned_feature(project: Project) -> None:
-    project.change_config(crepa_enabled=True)
+    project.change_config(ramtorch=True)
 
 
 def wrong_type(project: Project) -> None:
@@ -97,7 +97,7 @@ def wrong_type(project: Project) -> None:
         (clips_too_short, ["no samples detected in dataset", "125"]),
         (clips_too_small, ["no samples detected in dataset", "256"]),
         (no_length, ["max_train_steps", "num_train_epochs"]),
-        (planned_feature, ["crepa_enabled"]),
+        (planned_feature, ["ramtorch"]),
         (wrong_type, ["learning_rate", "fast"]),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
@@ -117,10 +117,10 @@ def test_a_mistake_is_told_and_nothing_is_trained(
 
 
 def test_all_mistakes_are_told_at_once(project: Project, capfd: pytest.CaptureFixture) -> None:
-    project.change_config(lora_rnak=4, learning_rate="fast", crepa_enabled=True, train_batch_size=0)
+    project.change_config(lora_rnak=4, learning_rate="fast", ramtorch=True, train_batch_size=0)
     assert main(project.arguments()) == 2
     told = capfd.readouterr().err
-    for phrase in ("lora_rnak", "learning_rate", "crepa_enabled", "train_batch_size"):
+    for phrase in ("lora_rnak", "learning_rate", "ramtorch", "train_batch_size"):
         assert phrase in told
 
 

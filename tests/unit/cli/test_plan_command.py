@@ -79,7 +79,7 @@ def test_dry_run_is_the_plan(project: Path, capsys: pytest.CaptureFixture[str]) 
     assert planned["can_start"] is True
     assert planned["length"] == {
         "steps": 30, "epochs": 10.0, "samples_per_step": 1, "checkpoints": 3, "checkpoints_kept": 2, "validations": 2,
-        "videos_each": 1,
+        "videos_each": 1, "evaluations": 0, "evaluated_clips": 0,
     }  # fmt: skip
     assert planned["data"]["buckets"][0]["latent_shape"] == [128, 2, 2, 3]
     assert planned["cards"][0]["rates"].startswith("measured: ceilings only")

@@ -44,7 +44,7 @@ def test_every_option_has_a_page(name: str) -> None:
 def test_list_shows_what_works() -> None:
     short, long = "\n".join(list_options(everything=False)), "\n".join(list_options(everything=True))
     assert "lora_rank" in short
-    assert "crepa_enabled" not in short
+    assert "ramtorch" not in short
     assert all(name in long for name in option_table())
 
 
