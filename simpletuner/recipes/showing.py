@@ -26,7 +26,7 @@ from simpletuner.validation.visiting import VisitingAutoencoder
 # Options that change what a video of the base model shows; all others leave it as it is.
 _SHAPING: Final = (
     "validation_negative_prompt", "validation_num_video_frames", "validation_num_inference_steps",
-    "validation_guidance", "validation_guidance_rescale", "validation_seed_source", "validation_stitch_input_location",
+    "validation_guidance", "validation_guidance_rescale", "validation_seed_source",
 )  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def validate(
         session.state.wearing,
         lambda: _autoencoder(session),
         jobs,
-        step=session.state.step,
+        step=0 if weights == "base" else session.state.step,
         weights=weights,
         emit=session.run.emit,
     )
@@ -164,6 +164,7 @@ def _base_facts(session: Session, job: VideoJob) -> str:
             "size": [job.width, job.height],
             "seed": job.seed,
             "settings": {name: getattr(config.validation, name) for name in _SHAPING},
+            "beside": config.validation.validation_stitch_input_location if job.prompt.image else "none",
             "frame_rate": config.data.framerate,
             "precision": config.precision.model_dump(mode="json"),
             "token_length": config.model.tokenizer_max_length,

@@ -304,7 +304,7 @@ def _clip(folder: Path, event: Mapping[str, Any]) -> Clip | None:
     still = path.suffix == ".png"
     poster = path if still else poster_path(path)
     return Clip(
-        int(event["step"]),
+        0 if event["weights"] == "base" else int(event["step"]),
         path.relative_to(folder).as_posix(),
         poster.relative_to(folder).as_posix() if poster.is_file() else "",
         still,
