@@ -35,7 +35,8 @@ MOTIONS = (*DIRECTIONS, "in a circle")
 EDGE_SOFTNESS_PX = 1.0  # half the width of a smoothed edge
 _STRIPES = 2  # light stripes across the width of a picture
 _STRIPE_LIGHT = 0.18  # how much lighter their middle is
-_PAN_WAY = 0.5  # way of the camera, as a share of the picture's side
+_WAY = 0.55  # of the room between the edges, a shape's way uses this share: gentle enough for 8 frames per latent
+_PAN_WAY = 0.3  # way of the camera, as a share of the picture's side
 
 
 @dataclass(frozen=True)
@@ -137,15 +138,15 @@ def _place(
     reach = (middle[0] - radius, middle[1] - radius)
     still = np.zeros_like(moments)
     if thing.motion == "in a circle":
-        angle, wide = 2 * math.pi * moments, 0.8 * min(reach)
+        angle, wide = 2 * math.pi * moments, 0.6 * min(reach)
         return middle[0] + wide * np.cos(angle), middle[1] + wide * np.sin(angle)
     if thing.motion == "stays":
         return middle[0] + still, middle[1] + still
     right, down = DIRECTIONS[thing.motion]
-    way = 2 * moments - 1
+    way = _WAY * (2 * moments - 1)
     # Alone, anywhere near the middle; with another shape, each in its half.
     side = None if lane is None else 2 * lane - 1
-    across, along = (0.25 * thing.aside, 0.25 * thing.aside) if side is None else (0.57 * side, 0.95 * side)
+    across, along = (0.35 * thing.aside, 0.35 * thing.aside) if side is None else (0.57 * side, 0.95 * side)
     column: Plane = middle[0] + reach[0] * (way * right if right else still + across)
     row: Plane = middle[1] + reach[1] * (way * down if down else still + along)
     return column, row

@@ -1,101 +1,181 @@
-"""The first run of a newcomer: a small checkpoint, a small data set, a LoRA, a report.
+"""The first run of a newcomer: a small trained model, a small data set, an adapter, a report.
 
 Nothing is special-cased: the demo writes an ordinary configuration and an ordinary folder of clips,
-and then takes the same road as everybody else.
+and then takes the same road as everybody else. The model is a real LTX-Video 0.9.5, only thin; it was
+trained on the small world of `data/world.py` by the recipe in tools/demo_model.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from simpletuner.config.resolve import resolve_config
 from simpletuner.core.files import write_json_atomic
 from simpletuner.data.world import write_world
-from simpletuner.models.ltxvideo.miniature import write_miniature
+from simpletuner.data.world_pictures import SUBJECT
 from simpletuner.recipes.train import train_from_config
 
-DEFAULT_STEPS = 100
+MODEL = Path(__file__).resolve().parents[1] / "demo_model"
 ADVICE = (
     "Open the report in a browser. Next, your own clips: `simpletuner examples copy quickstart --dest config/mine`, "
     "edit the two files, `simpletuner check --env mine`, `simpletuner train --env mine`."
 )
-_CLIPS = 6
-_WIDTH, _HEIGHT, _FRAMES, _RATE = 96, 64, 17, 16.0
+WIDTH, HEIGHT, FRAMES, RATE = 128, 96, 17, 16.0
+CLIPS, HELD_OUT_CLIPS = 24, 6
+Method = Literal["lora", "full", "lycoris", "i2v"]
+
+# What each way of training needs beside the common settings.
+_METHODS: dict[Method, dict[str, Any]] = {
+    "lora": {"model_type": "lora", "lora_rank": 16, "lora_targets": "all", "learning_rate": 2e-3},
+    "full": {"model_type": "full", "learning_rate": 3e-4},
+    "lycoris": {"model_type": "lora", "lora_type": "lycoris", "learning_rate": 2e-3},
+    "i2v": {
+        "model_type": "lora",
+        "lora_rank": 16,
+        "lora_targets": "all",
+        "learning_rate": 2e-3,
+        "ltx_train_mode": "i2v",
+        "ltx_protect_first_frame": True,
+        "ltx_i2v_prob": 0.7,
+    },
+}
+_LYCORIS = {"algo": "lokr", "multiplier": 1.0, "linear_dim": 16, "linear_alpha": 1, "full_matrix": True, "factor": 8}
+_PROMPTS = {
+    "circle-right": "A large red circle moves right across a teal background.",
+    "triangle-up": "A large yellow triangle moves up across a brown background.",
+    "square-left": "A small blue square moves left across a grey background.",
+}
+_SUBJECT_PROMPTS = {
+    "right": f"A large {SUBJECT} moves right across a teal background.",
+    "down": f"A large {SUBJECT} moves down across a grey background.",
+    "left": f"A small {SUBJECT} moves left across a black background.",
+}
 
 
-def run_demo(output: Path, steps: int | None = None) -> int:
-    """Train a LoRA on a procedural data set with a small random checkpoint; returns the exit code.
+@dataclass(frozen=True)
+class Demo:
+    """What is shown.
+
+    Attributes:
+        method: What is trained: "lora", "full", "lycoris", or "i2v" (a LoRA that begins with a given picture).
+        style: Look of the clips, a name of `world_styles.STYLES`; of no meaning with `subject`.
+        subject: Learn a new shape and its word instead of a look.
+        steps: Optimizer steps.
+    """
+
+    method: Method = "lora"
+    style: str = "film"
+    subject: bool = False
+    steps: int = 200
+
+    @property
+    def clips(self) -> dict[str, Any]:
+        """How its clips are written."""
+        return {"style": None if self.subject else self.style, "subject": self.subject}
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """Nickname -> prompt of its videos."""
+        return _SUBJECT_PROMPTS if self.subject else _PROMPTS
+
+
+def run_demo(output: Path, demo: Demo | None = None) -> int:
+    """Train on a procedural data set, starting from the small model of the package; returns the exit code.
 
     Args:
         output: Folder of the demo; an unfinished demo in it is continued.
-        steps: Optimizer steps; absent means 100.
+        demo: What is shown; absent means a LoRA that learns old film.
 
     Raises:
         UserError: If the folder cannot be written, or holds another run.
     """
-    model, clips = output / "model", output / "clips"
-    if not (model / "model_index.json").exists():
-        write_miniature(model, seed=0)
-    if not (clips / "world.json").exists():
-        write_world(clips, clips=_CLIPS, width=_WIDTH, height=_HEIGHT, num_frames=_FRAMES, frame_rate=_RATE, seed=0)
-        write_json_atomic(clips / "world.json", {"clips": _CLIPS, "seed": 0})
-    config_file, data_file = output / "config.json", output / "multidatabackend.json"
-    write_json_atomic(data_file, demo_datasets(output))
-    write_json_atomic(config_file, demo_config(output, steps or DEFAULT_STEPS, _first_caption(clips)))
-    config = resolve_config(["--config", str(config_file)], {}, Path.cwd())
+    demo = demo or Demo()
+    for name, seed, count in (("clips", 1, CLIPS), ("held-out", 2, HELD_OUT_CLIPS)):
+        folder = output / name
+        facts = {"clips": count, "seed": seed, **demo.clips}
+        if not (folder / "world.json").exists():
+            write_world(
+                folder, clips=count, width=WIDTH, height=HEIGHT, num_frames=FRAMES, frame_rate=RATE, seed=seed,
+                **demo.clips,
+            )  # fmt: skip
+            write_json_atomic(folder / "world.json", facts)
+    for name, document in demo_files(output, demo).items():
+        write_json_atomic(output / name, document)
+    config = resolve_config(["--config", str(output / "config.json")], {}, Path.cwd())
     return train_from_config(config, ADVICE)
 
 
-def demo_config(output: Path, steps: int, prompt: str) -> dict[str, Any]:
-    """The demo's config.json, as a user would write it."""
+def demo_files(output: Path, demo: Demo) -> dict[str, Any]:
+    """File name -> content of all that configures the demo, as a user would write it."""
+    files: dict[str, Any] = {
+        "config.json": demo_config(output, demo),
+        "multidatabackend.json": demo_datasets(output),
+        "prompts.json": demo.prompts,
+    }
+    if demo.method == "lycoris":
+        files["lycoris_config.json"] = _LYCORIS
+    if demo.method == "i2v":
+        clips = [output / "held-out" / f"clip-{number:03d}" for number in range(3)]
+        files["inputs.json"] = [
+            {
+                "path": f"{clip}.mp4",
+                "prompt": clip.with_suffix(".txt").read_text("utf-8").strip(),
+                "shortname": clip.name,
+            }
+            for clip in clips
+        ]
+    return files
+
+
+def demo_config(output: Path, demo: Demo) -> dict[str, Any]:
+    """The demo's config.json."""
     return {
         "model_family": "ltxvideo",
-        "model_type": "lora",
-        "pretrained_model_name_or_path": str(output / "model"),
+        "pretrained_model_name_or_path": str(MODEL),
         "output_dir": str(output),
         "data_backend_config": str(output / "multidatabackend.json"),
         "resume_from_checkpoint": "latest",
         "seed": 42,
-        "max_train_steps": steps,
-        "train_batch_size": 2,
-        "learning_rate": 3e-3,
-        "lr_scheduler": "constant_with_warmup",
-        "lr_warmup_steps": 5,
+        "max_train_steps": demo.steps,
+        "train_batch_size": 4,
+        "lr_scheduler": "cosine",
+        "lr_warmup_steps": 10,
         "optimizer": "torch-adamw",
         "mixed_precision": "no",
         "vae_dtype": "fp32",
         "max_grad_norm": 1.0,
         "grad_clip_method": "norm",
         "gradient_checkpointing": False,
-        "lora_rank": 16,
-        "lora_targets": "all",
-        "checkpoint_step_interval": 50,
+        "caption_dropout_probability": 0.1,
+        "checkpoint_step_interval": demo.steps,
         "checkpoints_total_limit": 2,
-        "validation_prompt": prompt,
+        "eval_steps_interval": max(1, demo.steps // 5),
+        "num_eval_images": HELD_OUT_CLIPS,
+        "eval_timesteps": 8,
         "validation_step_interval": 0,
-        "validation_resolution": f"{_WIDTH}x{_HEIGHT}",
-        "validation_num_video_frames": _FRAMES,
-        "validation_num_inference_steps": 10,
-        "framerate": _RATE,
+        "validation_resolution": f"{WIDTH}x{HEIGHT}",
+        "validation_num_video_frames": FRAMES,
+        "validation_num_inference_steps": 20,
+        "validation_negative_prompt": "",
+        "framerate": RATE,
         "tracker_run_name": "demo",
+        **_METHODS[demo.method],
+        **({"lycoris_config": str(output / "lycoris_config.json")} if demo.method == "lycoris" else {}),
+        **(
+            {"validation_input": str(output / "inputs.json")}
+            if demo.method == "i2v"
+            else {"user_prompt_library": str(output / "prompts.json")}
+        ),
     }
 
 
 def demo_datasets(output: Path) -> list[dict[str, Any]]:
-    """The demo's multidatabackend.json."""
+    """The demo's multidatabackend.json: clips to learn from, clips that only measure, and the captions."""
     return [
-        {
-            "id": "demo-clips",
-            "type": "local",
-            "dataset_type": "video",
-            "instance_data_dir": str(output / "clips"),
-            "cache_dir_vae": str(output / "cache" / "vae"),
-            "caption_strategy": "textfile",
-            "resolution": _HEIGHT,
-            "resolution_type": "pixel",
-            "video": {"num_frames": _FRAMES},
-        },
+        _clips(output, "demo-clips", "video", "clips"),
+        _clips(output, "held-out", "eval", "held-out"),
         {
             "id": "text-embeds",
             "type": "local",
@@ -106,5 +186,15 @@ def demo_datasets(output: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _first_caption(clips: Path) -> str:
-    return sorted(clips.glob("*.txt"))[0].read_text(encoding="utf-8").strip()
+def _clips(output: Path, name: str, kind: str, folder: str) -> dict[str, Any]:
+    return {
+        "id": name,
+        "type": "local",
+        "dataset_type": kind,
+        "instance_data_dir": str(output / folder),
+        "cache_dir_vae": str(output / "cache" / "vae" / folder),
+        "caption_strategy": "textfile",
+        "resolution": HEIGHT,
+        "resolution_type": "pixel",
+        "video": {"num_frames": FRAMES},
+    }

@@ -5,7 +5,9 @@ Everything is the real architecture in the layout of LTX-Video 0.9.5, only thin.
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import random
 import tempfile
 import time
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
 from simpletuner.data.world import draw_scene, draw_single, draw_subject, render_clip
@@ -44,30 +46,88 @@ AUTOENCODER: dict[str, Any] = {
     "timestep_conditioning": True,
 }
 
-START_LOG_VARIANCE = -6.0
+START_LOG_VARIANCE = -9.0
+# Fresh latents are about a quarter as large as the noise of the pipelines expects (which mix in 0.025 of normal
+# noise); while the autoencoder learns, noise is made smaller instead, and `enlarge_latents` settles it at the end.
+LATENT_SCALE = 4.0
 
 
 def build_autoencoder(seed: int) -> AutoencoderKLLTXVideo:
     torch.manual_seed(stream_seed(seed, "demo_model.autoencoder", 0))
     model = AutoencoderKLLTXVideo(**AUTOENCODER)
-    # Residual blocks start as nothing, so that the signal passes from the first step on.
-    for name, parameter in model.named_parameters():
-        if ".resnets." in name and ".conv2." in name:
-            nn.init.zeros_(parameter)
-    # The posterior starts narrow: with its usual deviation of 1 the noise hides all that is encoded.
-    head = model.encoder.conv_out.conv
     with torch.no_grad():
-        head.weight[-1] = 0
-        head.bias[-1] = START_LOG_VARIANCE
+        _start_smooth(model)
     return model
 
 
-def load_average(state: Path) -> AutoencoderKLLTXVideo:
-    """The averaged autoencoder of a training state, in float32 but rounded to bf16 as it is shipped."""
+def _start_smooth(model: AutoencoderKLLTXVideo) -> None:
+    """Let the fresh autoencoder begin as a blurred copy: average colours in, the same colours out.
+
+    With the usual start the decoder's depth-to-space layers turn every latent into a random texture, and unlearning
+    that takes thousands of steps (it stays at a colourless blur of 16 dB).
+    """
+    # Residual blocks start as nothing, so that the signal passes.
+    for name, parameter in model.named_parameters():
+        if ".resnets." in name and ".conv2." in name:
+            nn.init.zeros_(parameter)
+    # A constant channel keeps the size of the others through the norms, which divide by their common size.
+    for first in (model.encoder.conv_in.conv, model.decoder.conv_in.conv):
+        first.weight[0] = 0
+        first.bias[0] = 1
+    # The posterior starts narrow: with its usual deviation of 1 the noise hides all that is encoded.
+    head = model.encoder.conv_out.conv
+    head.weight[-1] = 0
+    head.bias[-1] = START_LOG_VARIANCE
+    for block in model.decoder.up_blocks:
+        _start_as_repetition(block.upsamplers[0].conv.conv)
+    last = model.decoder.conv_out.conv  # channels (colour, row, column) of a 4 x 4 patch
+    same = last.weight.view(3, 16, *last.weight.shape[1:])[:, :1] * 3
+    last.weight.copy_(same.expand(3, 16, *last.weight.shape[1:]).reshape(last.weight.shape))
+    nn.init.zeros_(last.bias)
+
+
+def _start_as_repetition(conv: nn.Conv3d) -> None:
+    """A depth-to-space upsampler begins by repeating half of its input's channels, rotated, at all 2 x 2 x 2 places.
+
+    The layer adds its input's channels, spread over the places; the centre of the kernel takes that away again.
+    """
+    outputs, inputs = conv.weight.shape[0] // 8, conv.weight.shape[1]
+    mix = torch.zeros(outputs, inputs)
+    mix[0, 0] = 1
+    nn.init.orthogonal_(mix[1:, 1:])
+    conv.weight.mul_(0.1)
+    nn.init.zeros_(conv.bias)
+    for channel in range(outputs):
+        for place in range(8):
+            row = conv.weight[channel * 8 + place, :, 1, 1, 1]
+            row.add_(mix[channel])
+            row[channel % (inputs // 8) * 8 + place] -= 1
+
+
+def enlarge_latents(model: AutoencoderKLLTXVideo) -> None:
+    """Multiply the latents by `LATENT_SCALE` inside the encoder's last and the decoder's first layer."""
+    last, first = model.encoder.conv_out.conv, model.decoder.conv_in.conv
+    with torch.no_grad():
+        last.weight[:-1].mul_(LATENT_SCALE)
+        last.bias[:-1].mul_(LATENT_SCALE)
+        last.bias[-1].add_(2 * math.log(LATENT_SCALE))
+        first.weight.div_(LATENT_SCALE)
+
+
+def load_average(state: Path, *, enlarge: bool = True) -> AutoencoderKLLTXVideo:
+    """The averaged autoencoder of a training state, in float32 but rounded to bf16 as it is shipped.
+
+    `enlarge`: its latents are still those of stage 1 (see `LATENT_SCALE`).
+    """
     model = build_autoencoder(0).eval()
     prefix = "average.vae."
     weights = {k.removeprefix(prefix): v for k, v in load_file(state).items() if k.startswith(prefix)}
-    model.load_state_dict({name: value.bfloat16().float() for name, value in weights.items()})
+    model.load_state_dict(weights)
+    if enlarge:
+        enlarge_latents(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.bfloat16().float())
     return model
 
 
@@ -80,9 +140,9 @@ def rich_clip(seed: int, number: int) -> np.ndarray:
     """A clip for the autoencoder: mostly plain scenes, also new looks and the new shape, which adapters need later."""
     dice = random.Random(stream_seed(seed, "demo_model.rich", number))
     kind = dice.random()
-    if kind < 0.1:
+    if kind < 0.07:
         return render_clip(draw_subject(seed + 1, number), FRAMES, WIDTH, HEIGHT)
-    if kind < 0.4:
+    if kind < 0.25:
         scene = draw_single(dice)
         return apply_style(render_clip(scene, FRAMES, WIDTH, HEIGHT), dice.choice(STYLES), number)
     return render_clip(draw_scene(seed, number), FRAMES, WIDTH, HEIGHT)
@@ -120,7 +180,7 @@ def vocabulary() -> bytes:
     captions += [draw_subject(0, number).caption for number in range(20)]
     words = sorted({word.strip(".,") for caption in captions for word in caption.split()} | set(OTHER_WORDS.split()))
     # Often enough that each word becomes a piece of its own.
-    return train_vocabulary([*captions, *CHARACTERS, *(words * 100)], 512)
+    return train_vocabulary([*captions, *CHARACTERS, *(words * 100)], 512, normalization="identity")
 
 
 def tokenizer(model: bytes) -> Any:
@@ -177,6 +237,36 @@ class Average:
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, value in model.state_dict().items():
             self.weights[name].lerp_(value.detach().float(), 1 - decay)
+
+
+class Team:
+    """Processes that train the same model on different clips and take the mean of their weights now and then.
+
+    On a busy machine several of them get more done than one. A team of one does nothing here.
+    """
+
+    def __init__(self, folder: Path, process: int, processes: int) -> None:
+        self.process, self.processes = process, processes
+        if processes > 1:
+            folder.mkdir(parents=True, exist_ok=True)
+            meeting = f"file://{(folder / 'meeting').resolve()}"
+            distributed.init_process_group("gloo", init_method=meeting, rank=process, world_size=processes)
+
+    def share(self, model: nn.Module) -> None:
+        """Replace the weights by their mean over the processes."""
+        if self.processes == 1:
+            return
+        weights = [parameter.data for parameter in model.parameters()]
+        flat = torch.cat([weight.flatten() for weight in weights])
+        distributed.all_reduce(flat)
+        flat.div_(self.processes)
+        for weight, part in zip(weights, flat.split([w.numel() for w in weights]), strict=True):
+            weight.copy_(part.view(weight.shape))
+
+
+def add_team_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--process", type=int, default=0, help="number of this process, from 0")
+    parser.add_argument("--processes", type=int, default=1, help="processes that train together")
 
 
 class Log:

@@ -26,10 +26,13 @@ from tools.demo_model.muon import Muon
 from tools.demo_model.parts import (
     FRAMES,
     HEIGHT,
+    LATENT_SCALE,
     WIDTH,
     Average,
     Log,
     Pool,
+    Team,
+    add_team_arguments,
     build_autoencoder,
     load_state,
     pixels,
@@ -38,8 +41,9 @@ from tools.demo_model.parts import (
 
 SEED = 6
 AVERAGED_EVERY = 5
-POOL, RENEWED_EVERY = 384, 4  # clips in memory; one is replaced every so many steps
-LEARNING_RATE, ADAM_LEARNING_RATE, WARM_UP = 2e-3, 5e-4, 50
+SHARED_EVERY = 8  # steps after which the processes of a team take the mean of their weights
+POOL, RENEWED_EVERY = 256, 4  # clips in memory; one is replaced every so many steps
+LEARNING_RATE, ADAM_LEARNING_RATE, WARM_UP = 6e-4, 3e-4, 50
 KL_WEIGHT, KL_RAMP = 2e-4, (500, 1500)  # per latent number; grows between these steps
 SMALL = {"size": (64, 64, 9), "batch": 4}
 WHOLE = {"size": (WIDTH, HEIGHT, FRAMES), "batch": 1}
@@ -52,13 +56,15 @@ def main() -> None:
     parser.add_argument("--small-steps", type=int, default=5000)
     parser.add_argument("--whole-steps", type=int, default=3000)
     parser.add_argument("--save-every", type=int, default=250)
+    add_team_arguments(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    train(arguments.folder, arguments.small_steps, arguments.whole_steps, arguments.save_every)
+    team = Team(arguments.folder, arguments.process, arguments.processes)
+    train(arguments.folder, arguments.small_steps, arguments.whole_steps, arguments.save_every, team)
 
 
-def train(folder: Path, small_steps: int, whole_steps: int, save_every: int) -> None:
-    log = Log(folder / "autoencoder.jsonl")
+def train(folder: Path, small_steps: int, whole_steps: int, save_every: int, team: Team) -> None:
+    log = Log(folder / f"autoencoder.{team.process}.jsonl")
     model = build_autoencoder(SEED).to(memory_format=torch.channels_last_3d)
     worker = copy.deepcopy(model).to(torch.bfloat16)  # computes; `model` holds the weights in float32
     modules, average = {"vae": model}, {"vae": Average(model, 0.995)}
@@ -73,8 +79,8 @@ def train(folder: Path, small_steps: int, whole_steps: int, save_every: int) -> 
         whole = step >= small_steps
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * learning_rate_share(step, small_steps, total)
-        clips = draw_batch(pool.clips, step, **(WHOLE if whole else SMALL))
-        error, kl = losses(worker, clips, step)
+        clips = draw_batch(pool.clips, step, team, **(WHOLE if whole else SMALL))
+        error, kl = losses(worker, clips, step, team)
         weight = KL_WEIGHT * min(1, max(0, step - KL_RAMP[0]) / (KL_RAMP[1] - KL_RAMP[0]))
         worker.zero_grad()
         (error + weight * kl).backward()
@@ -82,6 +88,8 @@ def train(folder: Path, small_steps: int, whole_steps: int, save_every: int) -> 
             master.grad = working.grad.float()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        if (step + 1) % SHARED_EVERY == 0:
+            team.share(model)
         with torch.no_grad():
             for master, working in zip(model.parameters(), worker.parameters(), strict=True):
                 working.copy_(master)
@@ -94,8 +102,10 @@ def train(folder: Path, small_steps: int, whole_steps: int, save_every: int) -> 
             mean = np.mean(recent[-50:], axis=0)
             log(step=step + 1, mse=round(mean[0], 5), kl=round(mean[1], 3), cpu=round(time.process_time() - start))
         if (step + 1) % save_every == 0 or step + 1 == total:
-            save_state(state, step + 1, modules, average, optimizer)
-            log(step=step + 1, psnr=round(held_out_psnr(average["vae"], 12), 2))
+            if team.process == 0:
+                save_state(state, step + 1, modules, average, optimizer)
+            if team.process == team.processes - 1:
+                log(step=step + 1, psnr=round(held_out_psnr(average["vae"], 12), 2))
 
 
 def learning_rate_share(step: int, small_steps: int, total: int) -> float:
@@ -106,9 +116,9 @@ def learning_rate_share(step: int, small_steps: int, total: int) -> float:
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * way))
 
 
-def draw_batch(clips: list[np.ndarray], step: int, size: tuple[int, int, int], batch: int) -> Tensor:
-    """Crops [batch, 3, F, H, W] in [-1, 1], some mirrored, some with their colour channels exchanged."""
-    dice = np.random.default_rng(stream_seed(SEED, "demo_model.crops", step))
+def draw_batch(clips: list[np.ndarray], step: int, team: Team, size: tuple[int, int, int], batch: int) -> Tensor:
+    """Crops [batch, 3, F, H, W] in [-1, 1], some mirrored."""
+    dice = np.random.default_rng(stream_seed(SEED, f"demo_model.crops.{team.process}", step))
     width, height, frames = size
     rows = []
     for _ in range(batch):
@@ -118,23 +128,22 @@ def draw_batch(clips: list[np.ndarray], step: int, size: tuple[int, int, int], b
         clip = clip[:, first : first + frames, top : top + height, left : left + width]
         if dice.random() < 0.5:
             clip = clip.flip(3)
-        if dice.random() < 0.4:
-            clip = clip[dice.permutation(3)]
         rows.append(clip)
     return torch.stack(rows).contiguous(memory_format=torch.channels_last_3d)
 
 
-def losses(model: torch.nn.Module, clips: Tensor, step: int) -> tuple[Tensor, Tensor]:
+def losses(model: torch.nn.Module, clips: Tensor, step: int, team: Team) -> tuple[Tensor, Tensor]:
     """Mean squared error of the reconstruction and KL per latent number."""
-    generator = torch.Generator().manual_seed(stream_seed(SEED, "demo_model.noise", step))
+    generator = torch.Generator().manual_seed(stream_seed(SEED, f"demo_model.noise.{team.process}", step))
     times = 0.1 * torch.rand(len(clips), generator=generator)
     times[torch.rand(len(clips), generator=generator) < 0.3] = 0.0
     posterior = model.encode(clips.bfloat16()).latent_dist
     mean, deviation = posterior.mean.float(), posterior.std.float()
     latents = mean + deviation * torch.randn(mean.shape, generator=generator)
     share = (times / 2).view(-1, 1, 1, 1, 1)
-    latents = (1 - share) * latents + share * torch.randn(mean.shape, generator=generator)
+    latents = (1 - share) * latents + share / LATENT_SCALE * torch.randn(mean.shape, generator=generator)
     decoded = model.decode(latents.bfloat16(), times.bfloat16()).sample
+    mean, deviation = LATENT_SCALE * mean, LATENT_SCALE * deviation
     kl = 0.5 * (mean**2 + deviation**2 - 1 - 2 * deviation.clamp(min=1e-10).log()).mean()
     return functional.mse_loss(decoded.float(), clips), kl
 
