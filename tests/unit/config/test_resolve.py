@@ -222,6 +222,7 @@ SPECIAL = {
     "target_downsample_size": None, "model_family": None, "model_type": None, "resume_from_checkpoint": "none",
     "lycoris_config": "config/lycoris_config.json", "hub_model_id": "owner/name", "optimizer_config": "eps=1e-7",
     "validation_input": None, "init_lora": None, "eval_dataset_id": None, "disk_low_threshold": "20G",
+    "validation_preview_decoder": "linear",
     **dict.fromkeys(SOURCES, "owner/name"),
 }  # fmt: skip
 
