@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from simpletuner.config.catalogs.precisions import is_quantized
 from simpletuner.data.sample import Sample
 
 # Raise the number when the code that makes the tensors (decoding, geometry, pixel range, text
@@ -44,7 +45,7 @@ def encoder_identity(weights: str, *, dtype: str, tiling: bool = False, precisio
         precision: How its weights are stored; fewer bits give other features.
         tiling: Whether clips are encoded in tiles, which changes values near the seams.
     """
-    stored = {} if precision == "no_change" else {"precision": precision}
+    stored = {"precision": precision} if is_quantized(precision) else {}
     return fingerprint({"weights": weights, "dtype": dtype, "tiling": tiling, **stored})
 
 

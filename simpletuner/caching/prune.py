@@ -26,19 +26,29 @@ class Waste:
         damaged: Wanted entries that are not what they should be, with the reason.
         stale: (place, bytes) of entries nothing wants.
         damaged_bytes: Size of the damaged ones.
+        models: (folder, bytes, reason) of quantized models; the reason is empty where nothing wants them.
     """
 
     damaged: tuple[tuple[Key, str], ...]
     stale: tuple[tuple[Path | Record, int], ...]
     damaged_bytes: int
+    models: tuple[tuple[Path, int, str], ...] = ()
+
+    @property
+    def stale_count(self) -> int:
+        return len(self.stale) + sum(not reason for _, _, reason in self.models)
+
+    @property
+    def damaged_count(self) -> int:
+        return len(self.damaged) + sum(bool(reason) for _, _, reason in self.models)
 
     @property
     def entries(self) -> int:
-        return len(self.damaged) + len(self.stale)
+        return self.stale_count + self.damaged_count
 
     @property
     def bytes(self) -> int:
-        return self.damaged_bytes + sum(size for _, size in self.stale)
+        return self.damaged_bytes + sum(size for _, size in self.stale) + sum(size for _, size, _ in self.models)
 
 
 def find_waste(wanted: Mapping[str, Sequence[Key]], folders: Iterable[Path], *, workers: int) -> Waste:
@@ -91,6 +101,9 @@ def remove_waste(waste: Waste, folders: Iterable[Path], advance: Callable[[int],
         advance(done := done + 1)
     for folder in places:
         _rewrite_shards(folder, dropped)
+    for folder, _, _ in waste.models:
+        retire(folder)
+        advance(done := done + 1)
 
 
 def _rewrite_shards(folder: Path, dropped: Mapping[Path, Collection[Record]]) -> None:

@@ -27,7 +27,8 @@ usage: simpletuner cache build                      [arguments of `simpletuner t
        simpletuner cache verify  [--json]           [arguments of `simpletuner train`]
        simpletuner cache prune   [--dry-run] [--yes] [--json] [arguments of `simpletuner train`]
 
-build encodes every clip and caption that training will need, and stops there. Several processes, also on several
+build encodes every clip and caption that training will need, quantizes the base model if base_model_precision asks for
+it, and stops there. Several processes, also on several
 machines with one file system, may build one cache at once and share the work. Ctrl-C loses nothing that is finished.
 
 status compares the caches with what this configuration wants: entries that are usable, missing, damaged, and stale
@@ -133,7 +134,7 @@ def _prune(words: list[str]) -> int:
     progress = LateProgress()
     waste = find_cache_waste(config, progress)
     told = (
-        f"{len(waste.stale)} stale and {len(waste.damaged)} damaged entries, {told_size(waste.bytes)}, "
+        f"{waste.stale_count} stale and {waste.damaged_count} damaged entries, {told_size(waste.bytes)}, "
         "that this configuration does not need"
     )
     removes = waste.entries > 0 and not own.dry_run and (own.yes or own.json or _agreed(told))
@@ -145,7 +146,7 @@ def _prune(words: list[str]) -> int:
         prune_caches(config, waste, progress)
     if own.json:
         document = {
-            "stale": len(waste.stale), "damaged": len(waste.damaged), "bytes": waste.bytes, "removed": removes,
+            "stale": waste.stale_count, "damaged": waste.damaged_count, "bytes": waste.bytes, "removed": removes,
         }  # fmt: skip
         sys.stdout.write(json.dumps(document, indent=2) + "\n")
     elif waste.entries == 0:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from simpletuner.config.catalogs.optimizers import OPTIMIZERS
+from simpletuner.config.catalogs.precisions import is_quantized
 from simpletuner.config.draft import Draft, Rule, note
 from simpletuner.config.values import show
 from simpletuner.core.errors import Problem
@@ -47,7 +48,7 @@ def _start(draft: Draft) -> Iterator[Problem]:
     if start not in ("pissa", "olora") or _trains(draft) != "standard":
         return
     where = draft.place("lora_init_type")
-    if level != "no_change":
+    if is_quantized(str(level)):
         yield Problem(
             f"lora_init_type = {show(start)} with base_model_precision = {show(level)}",
             "It starts at a part of the weights, which a quantized base does not hold in full",
@@ -90,7 +91,7 @@ def _full(draft: Draft) -> Iterator[Problem]:
     if _trains(draft) != "full":
         return
     level, optimizer = draft.values["base_model_precision"], draft.values["optimizer"]
-    if level != "no_change":
+    if is_quantized(str(level)):
         yield Problem(
             f"model_type = full with base_model_precision = {show(level)}",
             "All weights are trained, and quantized weights cannot be",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from simpletuner.config.catalogs.precisions import PRECISIONS
+from simpletuner.config.catalogs.precisions import PRECISIONS, is_quantized
 from simpletuner.config.draft import Draft, Rule, note, warning
 from simpletuner.config.values import show
 from simpletuner.core.errors import Problem
@@ -68,11 +68,18 @@ def _idle_settings(draft: Draft) -> Iterator[Problem]:
 
 
 def _storage_formats(draft: Draft) -> Iterator[Problem]:
+    if draft.values["base_model_precision"] == "bf16" and draft.values["mixed_precision"] == "no":
+        yield Problem(
+            "base_model_precision = bf16 with mixed_precision = no",
+            "mixed_precision says in which format the model is stored and computed: no means float32",
+            'Set mixed_precision to "bf16", or base_model_precision to "no_change"',
+            draft.place("base_model_precision", "mixed_precision"),
+        )
     for option in ("base_model_precision", "text_encoder_1_precision"):
         name = draft.values[option]
         if name in PRECISIONS and PRECISIONS[name].note:
             yield note(f"{option} = {name}: {PRECISIONS[name].note}", where=draft.place(option))
-    quantized = draft.values["base_model_precision"] != "no_change"
+    quantized = is_quantized(str(draft.values["base_model_precision"]))
     if not quantized and draft.values["base_model_default_dtype"] == "fp32":
         yield note("base_model_default_dtype has no effect without base_model_precision",
                    where=draft.place("base_model_default_dtype"))  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any
 from simpletuner.config.documents import parse_json, read_json
 from simpletuner.config.draft import Draft
 from simpletuner.config.lycoris_file import LycorisFile, LycorisReading, read_lycoris
+from simpletuner.config.lycoris_rules import check_lycoris
 from simpletuner.config.publishing_file import PublishingPlace, PublishingReading, read_publishing
 from simpletuner.config.sections.reporting import CUSTOM_TRACKER, tracker_names
 from simpletuner.config.webhook_file import Webhook, WebhookReading, read_webhooks
@@ -55,6 +56,8 @@ def read_named_files(draft: Draft, find: FindFile, missing: Missing, name_of: Ca
     places = read_publishing(published, told) if told else PublishingReading((), published)
     replaced: dict[str, Any] = {}
     problems = [*lycoris.problems, *heard.problems, *places.problems]
+    if lycoris.settings is not None and draft.values["lora_type"] == "lycoris" and draft.values["model_type"] != "full":
+        problems += check_lycoris(lycoris.settings, draft)
     for read in (_layer_list, _adapter_file, _tracker_file, _preview_decoder):
         try:
             replaced.update(read(draft, find, missing, name_of))

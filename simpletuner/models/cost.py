@@ -75,7 +75,7 @@ class TrainedPart:
         checkpointing: Share of the blocks that are computed again in the backward pass, in [0, 1].
         attention_backward: Cost of attention's backward pass in forward passes: 2.5 for kernels that
             build the scores again, 2 for plain products (Dao 2022, arXiv 2205.14135, section 3).
-        base_bytes: Bytes per value of the frozen weights where they are stored in fewer bits.
+        stored: Precision of the frozen weights, a name of `config/catalogs/precisions.py`.
         fused: Whether a compiler rebuilds intermediates instead of keeping them.
     """
 
@@ -88,7 +88,7 @@ class TrainedPart:
     state_bytes: float = 8
     checkpointing: float = 1.0
     attention_backward: float = 2.5
-    base_bytes: float | None = None
+    stored: str = "no_change"
     fused: bool = False
 
 
@@ -118,6 +118,10 @@ class ModelCost(Protocol):
     @property
     def text_width(self) -> int:
         """Width of the text features."""
+
+    def stored_bytes(self, component: str, precision: str, value_bytes: int) -> float:
+        """Bytes of the "transformer", of one "block" of it, or of the "text" encoder, whose large layers a precision
+        stores in fewer bits; what stays has `value_bytes` per value."""
 
     def adapter_parameters(self, targets: tuple[str, ...], lora_rank: int) -> int:
         """Trained values of a LoRA on these layers."""

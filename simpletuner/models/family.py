@@ -6,7 +6,7 @@ A family is a folder `models/<model_family>/` with an object that fulfils `Model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -164,6 +164,13 @@ class ModelFamily(Protocol):
     def empty_transformer(self, source: Source) -> nn.Module:
         """The transformer without its weights (on the meta device), to look at its layers."""
 
+    def transformer_in_pieces(self, source: Source) -> tuple[nn.Module, Iterator[tuple[str, Tensor]]]:
+        """The frozen transformer on the meta device, and its tensors by name, read one by one in the stored format.
+
+        Raises:
+            UserError: If its files do not fit together.
+        """
+
     def predict(
         self,
         transformer: nn.Module,
@@ -213,6 +220,16 @@ class ModelFamily(Protocol):
         self, path: Path, tensors: dict[str, Tensor], adapter_config: dict[str, Any], metadata: dict[str, str]
     ) -> None:
         """Write one LoRA file which the family's diffusers pipeline loads at the right strength."""
+
+    def save_single_file(
+        self, path: Path, transformer: nn.Module, metadata: dict[str, str], base: str | None = None
+    ) -> None:
+        """Write a whole transformer as one file with the original model's names; what a single file `base` holds
+        beside its transformer is taken over.
+
+        Raises:
+            UserError: If the disk is full or the folder cannot be written.
+        """
 
     def adapter_metadata(self, tensors: dict[str, Tensor]) -> dict[str, str]:
         """What tools show about an adapter file with these tensors, for its metadata."""

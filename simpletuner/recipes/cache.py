@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from simpletuner.caching.features import KIND as FEATURES
 from simpletuner.caching.latents import KIND as LATENTS
@@ -19,6 +21,7 @@ from simpletuner.caching.latents import find_work
 from simpletuner.caching.prompts import KIND as PROMPT
 from simpletuner.caching.prompts import find_keys
 from simpletuner.caching.prune import Waste, find_waste, remove_waste
+from simpletuner.caching.quantized_base import kept_bytes
 from simpletuner.caching.store import EntryReader, Key, judge_entries
 from simpletuner.config.catalogs.families import FAMILIES
 from simpletuner.config.run_config import RunConfig
@@ -28,12 +31,15 @@ from simpletuner.events.types import Event, Noticed, StageAdvanced, StageFinishe
 from simpletuner.models.family import ModelFamily
 from simpletuner.recipes.encode import fill_caches, latent_settings, prompt_settings, texts_of
 from simpletuner.recipes.plan import RunPlan, cache_folders
+from simpletuner.recipes.quantized import KeptForRun, find_kept, judge_kept, kept_root
 from simpletuner.recipes.survey import survey_data
 from simpletuner.recipes.teaching import feature_keys, prepare_teaching
 from simpletuner.runtime.host import find_host
 from simpletuner.runtime.signals import listen_to_signals
+from simpletuner.training.build import load_frozen, weight_dtype
 
 TEXTS = "captions and prompts"
+BASE = "quantized base model"
 
 
 def feature_store(dataset: str) -> str:
@@ -46,7 +52,7 @@ class CacheReport:
     """One store of entries compared with what the configuration wants.
 
     Attributes:
-        name: Id of the data set, or "captions and prompts".
+        name: Id of the data set, "captions and prompts", or "quantized base model".
         folder: Where it lies.
         wanted: Entries that training needs.
         usable: Those that are there and pass.
@@ -96,7 +102,17 @@ def build_caches(config: RunConfig, emit: Callable[[Event], None]) -> bool:
         host = find_host()
         latents, _ = fill_caches(config, plan, host, emit, all_now=True)
         prepare_teaching(config, plan, host, latents, emit)
+        quantize_base(config, plan, emit)
         return not latents.left_out
+
+
+def quantize_base(config: RunConfig, plan: RunPlan, emit: Callable[[Event], None]) -> None:
+    """Make and keep the quantized base model, if the run has one and it is not there in good order."""
+    base = find_kept(config, plan.family, plan.source)
+    if base is None or (base.exists() and not judge_kept(base, base.root, verify=True)[0]):
+        return
+    device, dtype = torch.device(base.place), weight_dtype(config.precision)
+    load_frozen(plan.family, plan.source, config.precision, dtype, device, KeptForRun(base, emit))
 
 
 def report_caches(config: RunConfig, emit: Callable[[Event], None], *, verify: bool) -> list[CacheReport]:
@@ -136,8 +152,31 @@ def report_caches(config: RunConfig, emit: Callable[[Event], None], *, verify: b
             )
         )
         emit(StageAdvanced("cache", len(reports), detail=name))
+    reports += report_base(config, plan, verify=verify)
     emit(StageFinished("cache", len(reports), time.monotonic() - started))
     return reports
+
+
+def report_base(config: RunConfig, plan: RunPlan, *, verify: bool) -> list[CacheReport]:
+    """The quantized base model, if there is one or one is wanted."""
+    base, root = find_kept(config, plan.family, plan.source), kept_root(config)
+    reason, stale = judge_kept(base, root, verify=verify)
+    if base is None and not stale:
+        return []
+    there = base is not None and base.exists()
+    return [
+        CacheReport(
+            name=BASE,
+            folder=root,
+            wanted=int(base is not None),
+            usable=int(there and not reason),
+            usable_bytes=kept_bytes(base.folder) if base is not None and there and not reason else 0,
+            missing=int(base is not None and not there),
+            damaged=((base.precision, reason),) if base is not None and reason else (),
+            stale=len(stale),
+            stale_bytes=sum(size for _, size in stale),
+        )
+    ]
 
 
 def _count_stale(
@@ -164,7 +203,11 @@ def find_cache_waste(config: RunConfig, emit: Callable[[Event], None]) -> Waste:
     keys: dict[str, list[Key]] = {LATENTS: [], PROMPT: [], FEATURES: []}
     for (kind, _), entries in wanted_entries(config, plan).items():
         keys[kind] += entries
-    return find_waste(keys, cache_folders(config), workers=config.caching.max_workers)
+    waste = find_waste(keys, cache_folders(config), workers=config.caching.max_workers)
+    base = find_kept(config, plan.family, plan.source)
+    reason, stale = judge_kept(base, kept_root(config), verify=True)
+    damaged = [(base.folder, kept_bytes(base.folder), reason)] if base is not None and reason else []
+    return replace(waste, models=(*damaged, *((folder, size, "") for folder, size in stale)))
 
 
 def prune_caches(config: RunConfig, waste: Waste, emit: Callable[[Event], None]) -> None:

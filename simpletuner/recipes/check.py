@@ -7,7 +7,6 @@ problems come at once. No torch; nothing is written but the index of headers.
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from simpletuner.core.errors import Problem, Severity, UserError
 from simpletuner.events.choice import missing_packages
 from simpletuner.events.sinks.hub_preflight import examine_hub
 from simpletuner.events.types import Event
+from simpletuner.models.adapter_cost import is_named
 from simpletuner.models.cost import ModelCost, cost_source
 from simpletuner.recipes.forecast import CardForecast, Forecast, choose_cards, forecast_run, own_card
 from simpletuner.recipes.forecast_rules import check_forecast
@@ -260,20 +260,13 @@ def known_endings(layers: Mapping[str, Any]) -> list[str]:
 def _lycoris_names(config: RunConfig, draft: Draft, cost: ModelCost) -> Iterator[Problem]:
     """Name patterns of a LyCORIS file that match no layer; classes were checked with the file itself."""
     choice = config.lycoris.apply_preset if config.lycoris is not None else None
-    for pattern in (*choice.target_name, *choice.name_algo_map) if choice is not None else ():
-        if not any(_named_by(pattern, name) for name in cost.linear_layers):
+    if choice is None:
+        return
+    for pattern in (*choice.target_name, *choice.name_algo_map):
+        if not any(is_named(pattern, name, choice) for name in cost.linear_layers):
             yield Problem(
                 f"the LyCORIS name pattern '{pattern}' matches no layer",
                 f"Names are such as transformer_blocks.0.{known_endings(cost.linear_layers)[6]}",
                 "Correct or remove it in the LyCORIS file",
                 draft.place("lycoris_config"),
             )
-
-
-def _named_by(pattern: str, name: str) -> bool:
-    if fnmatch.fnmatchcase(name, pattern):
-        return True
-    try:
-        return re.search(pattern, name) is not None
-    except re.error:
-        return False

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from simpletuner.config.catalogs.families import FAMILIES
+from simpletuner.config.catalogs.precisions import is_quantized
 from simpletuner.config.run_config import RunConfig
 from simpletuner.core.errors import Problem, Severity
 from simpletuner.events.wording import told_size
@@ -82,6 +83,7 @@ def plan_disk(
     """Sizes of caches, checkpoints, videos and logs, and the free space where they go."""
     lines = (
         *(_caches(config, data, cost) if data and not data.is_assumed else ()),
+        *_quantized_base(config, cost, trained),
         *_checkpoints(config, length, cost, trained),
         *_videos(config, length),
         *_logs(config, length),
@@ -139,6 +141,13 @@ def _caches(config: RunConfig, data: DataPlan, cost: ModelCost) -> Iterator[Disk
     size = tokens * cost.text_width * value + len(texts) * ENTRY_BYTES
     folder = str(config.text_embeds.cache_dir)
     yield DiskLine("captions", folder, size, _size_of(folder), f"{len(texts)} texts, about {tokens} tokens")
+
+
+def _quantized_base(config: RunConfig, cost: ModelCost, trained: TrainedPart) -> Iterator[DiskLine]:
+    if trained.kind == "lora" and is_quantized(trained.stored) and config.precision.quantized_base_cache:
+        size = cost.stored_bytes("transformer", trained.stored, trained.weight_bytes)
+        folder = f"{config.caching.cache_dir or config.checkpoint.output_dir + '/cache'}/quantized"
+        yield DiskLine("quantized base", folder, size, _size_of(folder), f"{trained.stored}, kept for later starts")
 
 
 def caption_tokens(text: str, longest: int) -> int:

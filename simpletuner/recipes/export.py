@@ -1,11 +1,12 @@
-"""Trained weights in other forms: a LoRA file in another layout, or merged into a base model.
+"""Trained weights in other forms: an adapter under the names of another program, or merged into a base model, and a
+whole transformer as one file.
 
 Each result is read back and compared before it is called done.
 """
 
 from __future__ import annotations
 
-import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +22,24 @@ from simpletuner.models.adapters.full import TRANSFORMER_FOLDER, write_transform
 from simpletuner.models.adapters.lora_file import (
     LoraFile,
     largest_difference,
+    largest_share,
     read_lora_file,
-    read_safetensors,
     write_lora_file,
 )
 from simpletuner.models.adapters.lycoris import merge_lycoris
+from simpletuner.models.adapters.lycoris_layouts import (
+    OWN_LAYOUT,
+    differs,
+    holds_lycoris,
+    read_lycoris_file,
+    write_lycoris_file,
+)
+from simpletuner.models.adapters.weights_file import find_weights
 from simpletuner.models.family import ModelFamily
 
 FAMILY = "ltxvideo"
+SINGLE_FILE = "single-file"
+SUFFIX = ".safetensors"
 # Of a layer's largest value: alpha is stored in float32, and B times alpha / r is rounded to it at worst.
 CONVERSION_TOLERANCE = 1e-6
 # Half a unit in the last place, relative: what storing a value in the format may change.
@@ -55,7 +66,7 @@ class ExportReport:
 
 
 def find_adapter_file(place: Path) -> Path:
-    """The LoRA file behind a path: the file itself, or the one in a run folder or checkpoint.
+    """The adapter file behind a path: the file itself, or the one in a run folder or checkpoint.
 
     Raises:
         UserError: If there is none.
@@ -63,34 +74,75 @@ def find_adapter_file(place: Path) -> Path:
     path = place / ADAPTER_FILE if place.is_dir() else place
     if not path.is_file():
         raise UserError(
-            f"there is no file '{path}'", "Export wants a LoRA file, a run folder or a checkpoint", "Correct the path"
+            f"there is no file '{path}'",
+            "Export wants an adapter file, a run folder or a checkpoint",
+            "Correct the path",
         )
     return path
 
 
 def convert_adapter(source: Path, layout: str, output: Path) -> ExportReport:
-    """Write the LoRA file `source` in another layout, read the result back and compare every layer.
+    """Write an adapter in another layout, read the result back and compare every layer.
+
+    A LyCORIS file of a kind that is a LoRA becomes an ordinary LoRA; of other kinds the names change, and the
+    multiplier becomes part of the tensors.
 
     Raises:
-        UserError: If the file is not understood whole, `output` is taken or cannot be written, or the result differs.
+        UserError: If the file is not understood whole, `output` is taken or cannot be written, the program behind the
+            layout does not read such adapters, or the result differs.
     """
     refuse_taken(output)
     family: ModelFamily = FAMILIES.load(FAMILY)
+    if holds_lycoris(source):
+        weights = read_lycoris_file(source, family)
+        written = write_lycoris_file(output, weights, layout, family)
+        if differs(written, read_lycoris_file(output, family)):
+            output.unlink()
+            raise _differs(output, 0.0)
+        return ExportReport(output, len(weights.layers), 0.0, 0.0)
+    if layout == OWN_LAYOUT:
+        raise UserError(
+            f"'{source}' is a LoRA", "The LyCORIS names are for adapters of its kinds", "Choose another layout"
+        )
     file = read_lora_file(source, family)
     write_lora_file(output, file, layout, family)
     difference = largest_difference(file, read_lora_file(output, family))
     if difference > CONVERSION_TOLERANCE:
         output.unlink()
-        raise _differs(output, difference, CONVERSION_TOLERANCE)
+        raise _differs(output, CONVERSION_TOLERANCE)
     return ExportReport(output, len(file.layers), difference, CONVERSION_TOLERANCE)
 
 
-def merge_adapter(source: Path, base: str, output: Path, number_format: str | None = None) -> ExportReport:
-    """Write `output`/transformer: the base's transformer with the adapter (LoRA or LyCORIS) in its weights.
+def join_transformer(source: Path, output: Path) -> ExportReport:
+    """Write a trained transformer folder as one file with the original names, and read it back: equal bit for bit.
 
-    The changed weights are computed in float32 or better and stored in `number_format` or the base's own. Then the
-    folder is read back: changed weights must be base + delta to the rounding of the format, all others the base's
-    bit for bit.
+    Args:
+        source: A `transformer` folder, or a run folder or checkpoint that holds one.
+
+    Raises:
+        UserError: If there is no such folder, or `output` is taken or cannot be written.
+    """
+    refuse_taken(output)
+    folder = find_weights(source)
+    if not folder.is_dir():
+        raise UserError(
+            f"'{source}' holds no transformer folder",
+            "A single file is made of a whole transformer",
+            "Merge the adapter into a base: `simpletuner export FILE --base MODEL --merge --output merged.safetensors`",
+        )
+    family: ModelFamily = FAMILIES.load(FAMILY)
+    transformer = family.load_transformer_at(str(folder), None)
+    family.save_single_file(output, transformer, {"modelspec.title": folder.resolve().parent.name})
+    _refuse_changed(output, transformer, family)
+    return ExportReport(output, 0, 0.0, 0.0)
+
+
+def merge_adapter(source: Path, base: str, output: Path, number_format: str | None = None) -> ExportReport:
+    """Write the base's transformer with the adapter (LoRA or LyCORIS) in its weights: `output`/transformer, or one file
+    with the original model's names where `output` ends in .safetensors.
+
+    Changed weights are computed in float32 or better, layer by layer, and stored in `number_format` or the base's own;
+    all others stay the base's. Then the result is read back: it must be that model bit for bit.
 
     Args:
         base: A checkpoint, a transformer folder, a single file, or a Hub repository.
@@ -99,36 +151,49 @@ def merge_adapter(source: Path, base: str, output: Path, number_format: str | No
     Raises:
         UserError: If file and base do not fit, `output` is taken or cannot be written, or the result differs.
     """
-    refuse_taken(output / TRANSFORMER_FOLDER)
+    is_file = output.suffix == SUFFIX
+    path = output if is_file else output / TRANSFORMER_FOLDER
+    refuse_taken(path)
     family: ModelFamily = FAMILIES.load(FAMILY)
-    tensors, metadata = read_safetensors(source)
-    wanted = None if number_format is None else _FORMATS[number_format]
-    before = family.load_transformer_at(base, None)
-    if "lycoris_config" in metadata:
-        merged = family.load_transformer_at(base, torch.float32)
-        layers = merge_lycoris(merged, tensors, metadata["lycoris_config"], family)
+    model = family.load_transformer_at(base, None)
+    dtype = next(model.parameters()).dtype if number_format is None else _FORMATS[number_format]
+    if holds_lycoris(source):
+        weights = read_lycoris_file(source, family)
+        metadata, rounding = weights.metadata, merge_lycoris(model, weights, family, source, dtype)
     else:
         file = read_lora_file(source, family)
-        _check_layers(file, before, base)
-        merged, layers = family.load_transformer_at(base, torch.float32), list(file.layers)
-        with torch.no_grad():
-            for name, lora in file.layers.items():
-                _weight(merged, name).copy_(lora.merged(_weight(before, name)))
-    # Some LyCORIS kinds move a layer's bias as well.
-    own = dict(merged.named_parameters())
-    changed = [key for name in layers for key in (f"{name}.weight", f"{name}.bias") if key in own]
-    expected = {key: own[key].detach().clone() for key in changed}
-    for parameter in own.values():
-        parameter.data = parameter.data.to(wanted or next(before.parameters()).dtype)
-    summary = {**metadata, "merged_adapter": source.name, "merged_into": base}
-    write_transformer(merged, output / TRANSFORMER_FOLDER, summary)
-    tolerance = _ROUNDING[next(merged.parameters()).dtype]
-    del merged
-    difference = _compare_merged(expected, before, family.load_transformer_at(str(output), None))
-    if difference > tolerance:
-        retire(output / TRANSFORMER_FOLDER)
-        raise _differs(output, difference, tolerance)
-    return ExportReport(output / TRANSFORMER_FOLDER, len(layers), difference, tolerance)
+        _check_layers(file, model, base)
+        metadata, rounding = file.metadata, _merge_lora(model, file, dtype)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    summary = {**_of_training(metadata), "merged_adapter": source.name, "merged_into": base}
+    if is_file:
+        family.save_single_file(path, model, summary, base)
+    else:
+        write_transformer(model, path, summary)
+    _refuse_changed(path, model, family)
+    return ExportReport(path, len(rounding), max(rounding.values()), _ROUNDING[dtype])
+
+
+def _merge_lora(model: nn.Module, file: LoraFile, dtype: torch.dtype) -> dict[str, float]:
+    """Put a LoRA into the weights; gives the share by which rounding is off for each layer."""
+    rounding = {}
+    with torch.no_grad():
+        for name, lora in file.layers.items():
+            weight = model.get_parameter(f"{name}.weight")
+            exact = lora.merged(weight)
+            weight.data = exact.to(dtype)
+            rounding[name] = largest_share(exact, weight)
+    return rounding
+
+
+def _of_training(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Texts of an adapter's header that are still true of the model it was merged into."""
+    return {
+        key: value
+        for key, value in metadata.items()
+        if not key.startswith("modelspec.") and key not in ("format", "lora_adapter_metadata", "lycoris_config")
+    }
 
 
 def refuse_taken(path: Path) -> None:
@@ -161,28 +226,25 @@ def _check_layers(file: LoraFile, transformer: nn.Module, base: str) -> None:
         ])  # fmt: skip
 
 
-def _weight(transformer: nn.Module, layer: str) -> Tensor:
-    return transformer.get_parameter(f"{layer}.weight")
+def _refuse_changed(path: Path, model: nn.Module, family: ModelFamily) -> None:
+    """Read what was written and compare it with the model, bit for bit.
+
+    Raises:
+        UserError: If a tensor differs; what was written is removed.
+    """
+    written: dict[str, Tensor] = dict(family.load_transformer_at(str(path), None).named_parameters())
+    own = dict(model.named_parameters())
+    if written.keys() == own.keys() and all(torch.equal(tensor, written[name]) for name, tensor in own.items()):
+        return
+    del written
+    retire(path)
+    raise _differs(path, 0.0)
 
 
-def _compare_merged(expected: Mapping[str, Tensor], base: nn.Module, merged: nn.Module) -> float:
-    """Largest share by which a weight of `merged` is off from what is expected; infinite if any other weight is not
-    the base's."""
-    largest = 0.0
-    for (name, before), after in zip(base.named_parameters(), merged.parameters(), strict=True):
-        if name not in expected:
-            if not torch.equal(before.to(after.dtype), after):
-                return math.inf
-            continue
-        weight = expected[name]
-        size = float(weight.abs().max()) or 1.0
-        largest = max(largest, float((after.detach().float() - weight).abs().max()) / size)
-    return largest
-
-
-def _differs(path: Path, difference: float, tolerance: float) -> UserError:
+def _differs(path: Path, tolerance: float) -> UserError:
+    free = shutil.disk_usage(path.parent).free
     return UserError(
-        f"'{path}' differs from what it was made from by {difference:.1e}; it was removed",
-        f"Reading it back must give the same to {tolerance:.1e}",
-        "Check that the adapter holds no extreme numbers, and report this with the file's metadata",
+        f"'{path}' differs from what it was made from; it was removed",
+        f"Reading it back must give the same{f' to {tolerance:.0e}' if tolerance else ' bit for bit'}",
+        f"Check that the adapter holds no extreme numbers and that the disk is sound ({free / 1e9:.1f} GB free)",
     )

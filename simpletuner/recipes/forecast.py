@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Literal
 from simpletuner.config.catalogs.cards import CARDS, USUAL, CardRow, find_card, match_card
 from simpletuner.config.catalogs.families import FAMILIES
 from simpletuner.config.catalogs.optimizers import OPTIMIZERS
+from simpletuner.config.catalogs.precisions import is_quantized
 from simpletuner.config.run_config import RunConfig
 from simpletuner.data.sample import BucketKey
 from simpletuner.events.wording import told_duration
-from simpletuner.models.adapter_cost import LayerKind
+from simpletuner.models.adapter_cost import lycoris_layers
 from simpletuner.models.cost import ModelCost, Operations, TrainedPart, cost_source
 from simpletuner.recipes.disk_plan import AVERAGE_BYTES, DiskPlan, plan_disk, trained_values
 from simpletuner.recipes.run_length import DataPlan, RunLength, assume_data, plan_data, plan_length, video_sizes
@@ -40,12 +41,6 @@ DECODED_PIXELS_PER_SECOND = 200 * 1920 * 1080.0
 OPTIMIZER_LAUNCHES = 60
 # Shares of the bf16 rates that float32 products reach: without TF32 on CUDA, with half-width vectors on a CPU.
 FLOAT32_RATE = {True: 0.5, False: 0.1}
-# Bytes per value of a frozen weight by the first word of `base_model_precision`: scales included, norms
-# and ends left in bf16 (performance notes, section 5.1).
-STORED_BYTES: Mapping[str, float] = {
-    "int8": 1.024, "int8dq": 1.024, "uint8": 1.024, "fp8": 1.024, "fp8wo": 1.024, "fp8uz": 1.024, "int6": 0.80,
-    "int5": 0.68, "uint5": 0.68, "int4": 0.55, "uint4": 0.55, "nf4": 0.55, "uint3": 0.43, "int2": 0.31, "uint2": 0.31,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -202,12 +197,8 @@ def _trained_layers(config: RunConfig, cost: ModelCost) -> tuple[tuple[str, ...]
         named = config.adapter.peft_lora_target_modules
         endings = tuple(named) if named else (str(config.adapter.lora_targets),)
         return source.match_targets(layers, endings)[0], None
-    choice, whole = config.lycoris.apply_preset, config.lycoris.model_dump()
-    kinds: dict[str, LayerKind] = {}
-    for module_class in choice.target_module or FAMILIES[str(config.model.model_family)].module_classes[:1]:
-        group = choice.module_algo_map.get(module_class)
-        kind = LayerKind.of(whole, group.model_dump() if group else {})
-        kinds |= dict.fromkeys(source.layers_of_class(layers, module_class), kind)
+    default = FAMILIES[str(config.model.model_family)].module_classes[0]
+    kinds = lycoris_layers(config.lycoris, layers, source, default)
     return tuple(kinds), sum(kind.values(*layers[name]) for name, kind in kinds.items())
 
 
@@ -224,10 +215,12 @@ def own_card(machine: Machine) -> CardRow | None:
 def find_trained_part(config: RunConfig, cost: ModelCost) -> TrainedPart:
     """What the configuration trains, in terms of costs; targets that match no layer are left out."""
     optimizer = OPTIMIZERS[config.optimizer.optimizer]
-    weight_bytes = 2 if config.precision.mixed_precision == "bf16" else 4
+    precision = config.precision
+    stored = str(precision.base_model_precision)
+    narrow = precision.base_model_default_dtype if is_quantized(stored) else precision.mixed_precision
+    weight_bytes = 2 if narrow == "bf16" else 4
     kind: Literal["lora", "full"] = "full" if str(config.model.model_type) == "full" else "lora"
     targets, values = _trained_layers(config, cost) if kind == "lora" else ((), None)
-    stored = str(config.precision.base_model_precision).partition("-")[0]
     return TrainedPart(
         kind=kind,
         targets=targets,
@@ -237,7 +230,7 @@ def find_trained_part(config: RunConfig, cost: ModelCost) -> TrainedPart:
         parameter_bytes=2 if optimizer.parameter_dtype == "bf16" else 4,
         state_bytes=optimizer.state_bytes,
         checkpointing=config.memory.blocks_recomputed(cost.blocks[0]) / cost.blocks[0],
-        base_bytes=STORED_BYTES.get(stored),
+        stored=stored,
     )
 
 
@@ -256,6 +249,7 @@ class _Desk:
         self._machine = machine
         self._streaming = streaming
         self._text_tokens = config.model.tokenizer_max_length
+        self._text_bytes = 2 if config.precision.mixed_precision == "bf16" else 4
         self._vae_bytes = 2 if config.precision.vae_dtype == "bf16" else 4
         self._tiling = config.caching.vae_enable_tiling
 
@@ -316,7 +310,7 @@ class _Desk:
         count = len(self._data.captions) + 2 + len(self._config.prompts)
         batch = min(self._config.caching.text_encoder_batch_size, count)
         work = self._cost.encode_text(self._text_tokens).times(count, launches=math.ceil(count / batch))
-        load = self._cost.parameters["text"] * self._trained.weight_bytes / READ_BYTES_PER_SECOND
+        load = self._cost.parameters["text"] * self._text_bytes / READ_BYTES_PER_SECOND
         return load + self._seconds(work, card, self._trained.weight_bytes)
 
     def _clip_seconds(self, card: CardRow) -> float | None:
@@ -414,7 +408,9 @@ class _Desk:
     def _caption_memory(self, card: CardRow) -> dict[str, float]:
         tokens = self._text_tokens * self._config.caching.text_encoder_batch_size
         return {
-            "text encoder": self._cost.parameters["text"] * self._trained.weight_bytes,
+            "text encoder": self._cost.stored_bytes(
+                "text", str(self._config.precision.text_encoder_1_precision), self._text_bytes
+            ),
             # The widest moment of a T5 layer: input, two branches of the feed-forward part and their product.
             "activations": tokens * self._cost.text_width * 10.0 * self._trained.weight_bytes,
             "context": card.context_bytes,

@@ -23,7 +23,6 @@ from simpletuner.data.sample import LeftOut
 from simpletuner.data.storage import Listing, Storage, open_storage
 from simpletuner.events.types import Event
 from simpletuner.models.cost import TrainedPart, cost_source
-from simpletuner.recipes.forecast import STORED_BYTES
 from simpletuner.runtime.machine import find_machine
 
 PROBE_THREADS = 8
@@ -144,13 +143,13 @@ def tokens_that_fit(known: Known) -> int:
     cost = cost_source(FAMILY).find(ModelSection(pretrained_model_name_or_path=model_source(known)))
     targets, _ = cost_source(FAMILY).match_targets(cost.linear_layers, ("attention",))
     full, rank = answers.get("training") == "full", int(answers.get("rank") or 16)
-    stored = STORED_BYTES.get(str(answers.get("quantize")).partition("-")[0])
+    stored = str(answers.get("quantize") or "no_change")
     trained = TrainedPart(
-        kind="full" if full else "lora", targets=() if full else targets, lora_rank=rank, base_bytes=stored
+        kind="full" if full else "lora", targets=() if full else targets, lora_rank=rank, stored=stored
     )
     parameters = cost.parameters["transformer"]
     values = parameters if full else cost.adapter_parameters(targets, rank)
-    weights = parameters * (stored or trained.weight_bytes)
+    weights = cost.stored_bytes("transformer", stored, trained.weight_bytes)
     fixed = weights + values * (2 * trained.parameter_bytes + trained.state_bytes) + CONTEXT_BYTES
     room = float(answers["memory"]) * 1e9 * USABLE - fixed
     low, high = 0, MOST_TOKENS

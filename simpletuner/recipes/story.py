@@ -11,12 +11,14 @@ from pathlib import Path
 from simpletuner.caching.latents import LatentCache
 from simpletuner.caching.prompts import PromptCache
 from simpletuner.config.catalogs.optimizers import OPTIMIZERS
+from simpletuner.config.catalogs.precisions import is_quantized
 from simpletuner.config.run_config import RunConfig
 from simpletuner.data.batches import BatchStream
 from simpletuner.data.buckets import describe_buckets
 from simpletuner.data.notes import summarize_reasons
 from simpletuner.data.sample import LeftOut, Sample
 from simpletuner.events.types import Event, Noticed, StoryTold
+from simpletuner.models.adapters.layer_names import tell_layers
 from simpletuner.recipes.plan import RunPlan
 from simpletuner.recipes.survey import batch_rules
 from simpletuner.runtime.compiler import missing_compiler
@@ -79,6 +81,7 @@ def tell_training(
             f"{trainable.adapter.describe()}: {trainable.trained_count:,} trained of {trainable.total_count:,} "
             "parameters",
         ),
+        *((("layers", tell_layers(trainable.adapter.layers)),) if trainable.adapter.layers else ()),
         (
             "optimizer",
             f"{config.optimizer.optimizer}, learning rate {first:.3g} at the first step, {last:.3g} at the last",
@@ -97,7 +100,7 @@ def _methods(config: RunConfig, state: TrainState, samples: tuple[Sample, ...]) 
     lines: list[tuple[str, str]] = []
     lines += _updates(config, state)
     precision = config.precision
-    if precision.base_model_precision != "no_change":
+    if is_quantized(precision.base_model_precision):
         lines.append(("base", f"its blocks are stored as {precision.base_model_precision}"))
     if (streamer := state.trainable.streamer) is not None:
         place = "on disk" if config.memory.group_offload_to_disk_path else "in RAM"

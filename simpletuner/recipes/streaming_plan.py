@@ -38,13 +38,14 @@ class StreamingPlan:
 
 def plan_streaming(memory: MemorySection, cost: ModelCost, trained: TrainedPart) -> StreamingPlan:
     """Where the frozen weights of a run are."""
-    weight = trained.base_bytes or trained.weight_bytes
-    count, values = cost.blocks
+    whole = cost.stored_bytes("transformer", trained.stored, trained.weight_bytes)
+    block = cost.stored_bytes("block", trained.stored, trained.weight_bytes)
+    count, _ = cost.blocks
     away = memory.blocks_streamed(count)
     buffers = min(away, GROUPS_ON_DEVICE * memory.blocks_per_group)
     return StreamingPlan(
-        resident_bytes=(cost.parameters["transformer"] - (away - buffers) * values) * weight,
-        waiting_bytes=float(away * values * weight),
+        resident_bytes=whole - (away - buffers) * block,
+        waiting_bytes=away * block,
         overlaps=memory.group_offload_use_stream or bool(memory.group_offload_to_disk_path),
         on_disk=bool(memory.group_offload_to_disk_path),
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from simpletuner.caching.latents import LatentCache
 from simpletuner.caching.prompts import PromptCache
+from simpletuner.config.catalogs.precisions import is_quantized
 from simpletuner.config.run_config import RunConfig
 from simpletuner.core.errors import ExitCode, Severity
 from simpletuner.core.files import ensure_writable, sweep
@@ -31,6 +32,7 @@ from simpletuner.recipes.objective import build_objective
 from simpletuner.recipes.plan import RunPlan, plan_run
 from simpletuner.recipes.previews import open_previewer
 from simpletuner.recipes.publishing import check_publishing
+from simpletuner.recipes.quantized import kept_for_run
 from simpletuner.recipes.resuming import go_on, length_of_run
 from simpletuner.recipes.saving import read_best, weights_path
 from simpletuner.recipes.session import Session
@@ -142,8 +144,15 @@ def begin_session(
         read_features=teaching.cache.read if teaching.cache else None,
     )
     steps = length_of_run(config, batches, plan.checkpoint)
-    trainable = build_trainable(plan.family, plan.source, config, host.device, str(run.folder.resolve()))
-    if config.precision.base_model_precision != "no_change":
+    trainable = build_trainable(
+        plan.family,
+        plan.source,
+        config,
+        host.device,
+        str(run.folder.resolve()),
+        kept_for_run(config, plan.family, plan.source, run.emit),
+    )
+    if is_quantized(config.precision.base_model_precision):
         refuse_deaf_layers(trainable, plan.family, plan.source, config.precision.base_model_precision)
     objective, companions = build_objective(config, plan, trainable, teaching, steps)
     state = TrainState.begin(trainable, batches, config, steps, companions)

@@ -5,7 +5,7 @@ Knows families only by their protocol. The walk goes on in `training/state.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from simpletuner.config.catalogs.adapters import ADAPTERS
 from simpletuner.config.catalogs.optimizers import OPTIMIZERS
+from simpletuner.config.catalogs.precisions import is_quantized
 from simpletuner.config.lycoris_file import LycorisFile
 from simpletuner.config.sections.adapter import AdapterSection
 from simpletuner.config.sections.memory import MemorySection
@@ -26,7 +27,7 @@ from simpletuner.config.sections.schedule import ScheduleSection
 from simpletuner.core.errors import UserError
 from simpletuner.models.adapters.adapter import Adapter
 from simpletuner.models.family import ModelFamily, Source
-from simpletuner.models.precision.quantize import quantize_blocks
+from simpletuner.models.precision.quantize import fill_quantized, layers_to_quantize
 from simpletuner.runtime.streaming import BlockStreamer
 from simpletuner.training.offload import clear_scratch, scratch_folder, stream_blocks
 from simpletuner.training.recompute import RecomputeDial
@@ -52,6 +53,16 @@ class BuildSettings(Protocol):
     def optimizer(self) -> OptimizerSection: ...
     @property
     def schedule(self) -> ScheduleSection: ...
+
+
+class KeptBase(Protocol):
+    """A quantized base model that outlives a run; neither call ever stops it."""
+
+    def load(self, make_shell: Callable[[], nn.Module], device: torch.device) -> nn.Module | None:
+        """The model, put into an empty one; None if there is none that can be used."""
+
+    def save(self, model: nn.Module, layers: Sequence[str]) -> None:
+        """Keep a model whose `layers` were quantized."""
 
 
 @dataclass(frozen=True)
@@ -135,12 +146,18 @@ class Trainable:
 
 
 def build_trainable(
-    family: ModelFamily, source: Source, config: BuildSettings, device: torch.device, scratch: str = ""
+    family: ModelFamily,
+    source: Source,
+    config: BuildSettings,
+    device: torch.device,
+    scratch: str = "",
+    kept: KeptBase | None = None,
 ) -> Trainable:
     """Load the transformer, freeze it, attach the adapter in the optimizer's number format.
 
     Args:
         scratch: What tells this run from others on this machine, for the name of its folder of streamed blocks.
+        kept: Where a quantized base model is kept between runs; None to quantize it each time.
 
     Raises:
         UserError: If a target matches no layer, or the number format cannot be trained.
@@ -149,7 +166,7 @@ def build_trainable(
     dtype = weight_dtype(config.precision)
     # What is streamed never lies on the device whole, so everything is prepared on the CPU.
     place = torch.device("cpu") if config.memory.streams_blocks else device
-    transformer = load_frozen(family, source, config.precision, dtype, place)
+    transformer = load_frozen(family, source, config.precision, dtype, place, kept)
     parameter_dtype = _PARAMETER_DTYPES[OPTIMIZERS[config.optimizer.optimizer].parameter_dtype]
     is_full = config.model.model_type == "full"
     build = ADAPTERS.load("full" if is_full else adapter.lora_type)
@@ -181,21 +198,36 @@ def build_trainable(
 
 
 def load_frozen(
-    family: ModelFamily, source: Source, precision: PrecisionSection, dtype: torch.dtype, device: torch.device
+    family: ModelFamily,
+    source: Source,
+    precision: PrecisionSection,
+    dtype: torch.dtype,
+    device: torch.device,
+    kept: KeptBase | None = None,
 ) -> nn.Module:
     """The base transformer on `device`, frozen, its blocks stored as `base_model_precision` says.
 
-    With `quantize_via` cpu it is quantized before it is moved, so that the device never holds it whole.
+    It is quantized layer by layer as it is read; with `quantize_via` cpu on the CPU, so that the device never holds
+    more than one layer twice.
+
+    Args:
+        kept: Where it is kept quantized, if it is.
 
     Raises:
         UserError: If a package for the precision is missing.
     """
-    if precision.base_model_precision == "no_change":
+    name = precision.base_model_precision
+    if not is_quantized(name):
         return family.load_transformer(source, dtype, device).requires_grad_(False)
+    if kept is not None and (loaded := kept.load(lambda: family.transformer_in_pieces(source)[0], device)) is not None:
+        return loaded
     place = torch.device("cpu") if precision.quantize_via == "cpu" else device
-    transformer = family.load_transformer(source, dtype, place).requires_grad_(False)
-    quantize_blocks(transformer, precision.base_model_precision, family.block_list)
-    return transformer.to(device)
+    shell, tensors = family.transformer_in_pieces(source)
+    layers = layers_to_quantize(shell, family.block_list)
+    model = fill_quantized(shell, tensors, name, family.block_list, dtype=dtype, place=place, device=device)
+    if kept is not None:
+        kept.save(model, layers)
+    return model
 
 
 def weight_dtype(precision: PrecisionSection) -> torch.dtype:
@@ -210,6 +242,6 @@ def weight_dtype(precision: PrecisionSection) -> torch.dtype:
             "LTX-Video overflows in fp16, and fp8 arithmetic is not built",
             "Use 'bf16', or 'no' for float32",
         )
-    if precision.base_model_precision != "no_change" and precision.base_model_default_dtype == "fp32":
+    if is_quantized(precision.base_model_precision) and precision.base_model_default_dtype == "fp32":
         return torch.float32
     return _WEIGHT_DTYPES[precision.mixed_precision]

@@ -57,7 +57,8 @@ def _deaf_layers(trainable: Trainable) -> list[str]:
     """Layers none of whose trained tensors has a gradient; one side of a fresh adapter is zero by design."""
     heard: dict[str, bool] = {}
     for name, parameter in trainable.parameters.items():
-        layer = name.rpartition(".lora_")[0] or name.rpartition(".")[0]
+        # LyCORIS writes a layer's name without dots; of parts of its rank (dylora) the last one alone is trained.
+        layer = name.rpartition(".lora_")[0] or name.partition(".")[0]
         gradient = parameter.grad
         usable = gradient is not None and bool(torch.isfinite(gradient).all()) and bool((gradient != 0).any())
         heard[layer] = heard.get(layer, False) or usable

@@ -105,7 +105,15 @@ FAMILIES: Catalog[FamilyRow] = Catalog(
                 "0.9.8": "Lightricks/LTX-Video-0.9.8-13B-distilled",
             },
             cost="simpletuner.models.ltxvideo.cost:COST",
-            module_classes=("LTXAttention", "FeedForward", "LTXVideoTransformerBlock", "GELU", "Linear"),
+            module_classes=(
+                "LTXAttention",
+                "FeedForward",
+                "LTXVideoTransformerBlock",
+                "AdaLayerNormSingle",
+                "PixArtAlphaTextProjection",
+                "GELU",
+                "Linear",
+            ),
             # The widely copied presets name Diffusers' general class, which this transformer does not have.
             class_aliases={"Attention": "LTXAttention"},
             defaults={

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from simpletuner.core.catalog import Catalog
+
+# The kernels of all formats work on tiles; smaller or odd layers stay as they are.
+GRAIN = 16
 
 
 @dataclass(frozen=True)
@@ -14,41 +18,69 @@ class PrecisionRow:
     """One way to store weights.
 
     Attributes:
-        target: Function (linear layer, **settings) -> the layer that stands in its place; empty when nothing changes.
-        bytes_per_weight: Of a quantized layer, scales included.
-        settings: Further arguments of that function.
+        target: Class of `models/precision/storage.py`'s kind; empty where no layer is stored in fewer bits.
+        bits: Of one weight.
+        row_bytes: For each row (output) of a layer: its scale, its zero.
+        group: Weights that share a scale below the row, 0 for none; group_bytes: what these take.
+        layer_bytes: For each layer.
+        settings: Arguments of that class.
         extra: Extra of the package that must be installed.
         note: What is told when it is asked for; empty for nothing.
         help: One sentence for people.
     """
 
     target: str
-    bytes_per_weight: float
+    bits: int
+    row_bytes: int = 0
+    group: int = 0
+    group_bytes: float = 0.0
+    layer_bytes: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
     extra: str = ""
     note: str = ""
     help: str = ""
 
 
-_QUANTO = "simpletuner.models.precision.quanto:quantize_layer"
-_TORCHAO = "simpletuner.models.precision.torchao:quantize_layer"
-_BNB = "simpletuner.models.precision.bitsandbytes:quantize_layer"
+_QUANTO = "simpletuner.models.precision.quanto:Quanto"
+_TORCHAO = "simpletuner.models.precision.torchao:TorchAO"
+_BNB = "simpletuner.models.precision.bitsandbytes:BitsAndBytes"
 
 PRECISIONS: Catalog[PrecisionRow] = Catalog(
     "precision",
     {
-        "no_change": PrecisionRow("", 2.0, help="As the checkpoint is loaded: the format of mixed_precision."),
-        "int8-quanto": PrecisionRow(_QUANTO, 1.0, {"kind": "qint8"}, "quanto", help="8-bit whole numbers (Quanto)."),
-        "int4-quanto": PrecisionRow(_QUANTO, 0.53, {"kind": "qint4"}, "quanto", help="4-bit whole numbers (Quanto)."),
-        "int8-torchao": PrecisionRow(_TORCHAO, 1.0, {"kind": "int8"}, "torchao", help="8-bit whole numbers (TorchAO)."),
+        "no_change": PrecisionRow("", 16, help="As the checkpoint is loaded: the format of mixed_precision."),
+        "bf16": PrecisionRow("", 16, help="bfloat16; with mixed_precision bf16 the same as no_change."),
+        # A scale in bfloat16 for each row.
+        "int8-quanto": PrecisionRow(
+            _QUANTO, 8, row_bytes=2, settings={"kind": "qint8"}, extra="quanto", help="8-bit whole numbers (Quanto).",
+        ),
+        # A scale and a shift in bfloat16 for each 128 weights of a row.
+        "int4-quanto": PrecisionRow(
+            _QUANTO, 4, group=128, group_bytes=4, settings={"kind": "qint4"}, extra="quanto",
+            help="4-bit whole numbers (Quanto).",
+        ),
+        # A scale in float32 and a zero of one byte for each row.
+        "int8-torchao": PrecisionRow(
+            _TORCHAO, 8, row_bytes=5, settings={"kind": "int8"}, extra="torchao",
+            help="8-bit whole numbers (TorchAO).",
+        ),
         "fp8-torchao": PrecisionRow(
-            _TORCHAO, 1.0, {"kind": "fp8"}, "torchao",
-            note="weights are kept in fp8 and multiplied in bf16: with activations in fp8 too no gradient would pass",
+            _TORCHAO, 8, row_bytes=4, settings={"kind": "fp8"}, extra="torchao",
+            note="weights are kept in fp8 and multiplied in bf16 on every machine: fp8 products, which cards from 8.9 "
+            "on could do, let no gradient through",
             help="8-bit floating point (TorchAO), on any hardware.",
         ),
-        "fp8wo-torchao": PrecisionRow(_TORCHAO, 1.0, {"kind": "fp8"}, "torchao", help="Another name of fp8-torchao."),
-        "nf4-bnb": PrecisionRow(_BNB, 0.52, {"kind": "nf4"}, "bnb", help="4-bit normal float (bitsandbytes)."),
-        "int8-bnb": PrecisionRow(_BNB, 1.0, {"kind": "int8"}, "bnb", help="8-bit whole numbers (bitsandbytes)."),
+        "fp8wo-torchao": PrecisionRow(
+            _TORCHAO, 8, row_bytes=4, settings={"kind": "fp8"}, extra="torchao", help="Another name of fp8-torchao.",
+        ),
+        # A scale of one byte for each 64 weights, one of these in float32 for each 256 of them, two tables.
+        "nf4-bnb": PrecisionRow(
+            _BNB, 4, group=64, group_bytes=1 + 4 / 256, layer_bytes=(16 + 256) * 4, settings={"kind": "nf4"},
+            extra="bnb", help="4-bit normal float (bitsandbytes).",
+        ),
+        "int8-bnb": PrecisionRow(
+            _BNB, 8, row_bytes=4, settings={"kind": "int8"}, extra="bnb", help="8-bit whole numbers (bitsandbytes).",
+        ),
     },
 )  # fmt: skip
 
@@ -60,3 +92,23 @@ REFUSED: Mapping[str, str] = {
     "int8dq-torchao": "no gradient passes through activations in int8; use int8-torchao",
     "int8dq-int4-torchao": "no gradient passes through activations in int8; use int8-torchao",
 }
+
+
+def stored_bytes(name: str, inputs: int, outputs: int, value_bytes: float) -> float:
+    """Bytes of the weight of a linear layer that a precision may store in fewer bits.
+
+    Args:
+        name: The precision; what is no precision stores nothing in fewer bits.
+        inputs, outputs: Of the layer; the weight is [outputs, inputs].
+        value_bytes: Of one value that is not stored in fewer bits.
+    """
+    if name not in PRECISIONS or not PRECISIONS[name].target or inputs % GRAIN or outputs % GRAIN:
+        return inputs * outputs * value_bytes
+    row, count = PRECISIONS[name], inputs * outputs
+    groups = math.ceil(count / row.group) if row.group else 0
+    return count * row.bits / 8 + outputs * row.row_bytes + groups * row.group_bytes + row.layer_bytes
+
+
+def is_quantized(name: str) -> bool:
+    """Whether a precision stores layers in fewer bits than they are computed in; also for names that are refused."""
+    return bool(PRECISIONS[name].target) if name in PRECISIONS else True

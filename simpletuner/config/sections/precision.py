@@ -71,11 +71,20 @@ class PrecisionSection(Section):
         "no_change", "LTX-Video has one text encoder.", "LTX-Video 只有一个文本编码器。", level="expert", guide=True,
         accepted_note="LTX-Video has one text encoder, so this changes nothing",
     )  # fmt: skip
-    quantize_via: Literal["cpu", "accelerator"] = option(
-        "cpu", "Where quantization runs; `cpu` is slower but has no memory peak.",
-        "量化在哪里进行；`cpu` 较慢但没有显存峰值。",
-        guide=True, planned_values={"pipeline": "quantization by the library while it loads (use cpu)"},
-    )  # fmt: skip
+    quantize_via: Literal["cpu", "accelerator", "pipeline"] = option(
+        "cpu",
+        "Where the base model is quantized, layer by layer while it is read: `cpu` is slower, the two others mean the "
+        "computing device.",
+        "读取基础模型时逐层量化的位置：`cpu` 较慢，另外两个值均指计算设备。",
+        guide=True,
+    )
+    quantized_base_cache: bool = option(
+        True,
+        "Keep the quantized base model in `<cache_dir>/quantized`, verified, so that later starts need not quantize "
+        "it again.",
+        "将量化后的基础模型（带校验）保存在 `<cache_dir>/quantized`，以后启动时无需再次量化。",
+        level="advanced",
+    )
     quantization_config: Any = option(
         None, "Settings for `quantize_via: pipeline`.", "`quantize_via: pipeline` 的设置。", level="expert",
         planned=QUANTIZED,

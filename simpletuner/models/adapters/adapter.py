@@ -6,7 +6,7 @@ same protocol. Whoever trains, saves or switches it off knows it only by this pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -37,6 +37,10 @@ class Adapter(Protocol):
     @property
     def facts(self) -> Mapping[str, Any]:
         """What a checkpoint of it must share with the run that continues: kind, size, layers. JSON values."""
+
+    @property
+    def layers(self) -> Sequence[str]:
+        """Full names of the linear layers that an adapter acts on; empty where the model itself is trained."""
 
     @property
     def file_is_exact(self) -> bool:

@@ -18,8 +18,9 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from simpletuner.core.errors import Problem, UserError
-from simpletuner.models.adapters.lora_file import LayerLora, LoraFile, describe_lora, read_lora_file, read_safetensors
+from simpletuner.models.adapters.lora_file import LayerLora, LoraFile, describe_lora, read_lora_file
 from simpletuner.models.adapters.lycoris import LycorisAdapter
+from simpletuner.models.adapters.lycoris_layouts import read_lycoris_file
 from simpletuner.models.adapters.weights_file import WeightsFile
 from simpletuner.models.family import ModelFamily
 
@@ -110,7 +111,7 @@ def refuse_misfits(transformer: nn.Module, files: Sequence[tuple[WeightsFile, Lo
 
 def _attach_lycoris(transformer: nn.Module, family: ModelFamily, file: WeightsFile) -> LycorisAdapter:
     assert file.lycoris is not None
-    tensors, _ = read_safetensors(file.path)
+    tensors = read_lycoris_file(file.path, family).own_tensors()
     adapter = LycorisAdapter(
         transformer,
         file.lycoris,

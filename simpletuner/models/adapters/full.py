@@ -52,6 +52,7 @@ class FullWeights:
 
     weights_name = TRANSFORMER_FOLDER
     keeps_base = False
+    layers: tuple[str, ...] = ()
     file_is_exact = True
 
     def __init__(self, transformer: nn.Module, dtype: torch.dtype) -> None:

@@ -77,7 +77,7 @@ class LoraAdapter:
         self._transformer = transformer
         self._family = family
         self._settings = settings
-        self._targets = sorted(targets)
+        self.layers = list(targets)
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -86,7 +86,7 @@ class LoraAdapter:
             "lora_type": self._settings.lora_type,
             "lora_rank": self._settings.lora_rank,
             "lora_alpha": self._alpha,
-            "lora_targets": self._targets,
+            "lora_targets": sorted(self.layers),
             "use_dora": self._settings.use_dora,
             "lora_init_type": self._settings.lora_init_type,
         }
@@ -109,7 +109,7 @@ class LoraAdapter:
         kind = "DoRA" if self._settings.use_dora else "LoRA"
         begun = self._settings.lora_init_type
         start = f", {begun} start" if begun != "default" else ""
-        return f"{kind}, rank {self._settings.lora_rank}, alpha {self._alpha:g}, on {len(self._targets)} layers{start}"
+        return f"{kind}, rank {self._settings.lora_rank}, alpha {self._alpha:g}, on {len(self.layers)} layers{start}"
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return adapter_parameters(self._transformer)

@@ -23,6 +23,7 @@ from torch import Tensor
 from simpletuner.config.catalogs.adapters import LORA_LAYOUTS
 from simpletuner.core.errors import Problem, UserError
 from simpletuner.core.files import write_atomic
+from simpletuner.models.adapters.weights_file import LYCORIS_SETTINGS, read_settings
 from simpletuner.models.family import ModelFamily
 
 _PARTS = {
@@ -32,10 +33,11 @@ _PARTS = {
     ".lora_magnitude_vector": "magnitude", ".lora_magnitude_vector.weight": "magnitude",
     ".lora_magnitude_vector.default.weight": "magnitude", ".dora_scale": "magnitude",
 }  # fmt: skip
+LORA_PARTS = tuple(_PARTS)
 _CONFIG = "lora_adapter_metadata"
 _CONFIG_PREFIX = "transformer."
 # What only the writer of a file can know anew.
-_OF_THE_LAYOUT = ("format", _CONFIG, "modelspec.hash_sha256", "modelspec.date")
+OF_THE_LAYOUT = ("format", _CONFIG, "modelspec.hash_sha256", "modelspec.date", "modelspec.implementation")
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def read_lora_file(path: Path, family: ModelFamily) -> LoraFile:
     """Read a LoRA file of any layout; every tensor in it must be understood.
 
     The strength of a layer is its `.alpha`, else what the adapter configuration in the metadata says, divided by
-    the rank; else 1.
+    the rank; else 1. LyCORIS files of the kinds that are a LoRA count; their multiplier is part of the strength.
 
     Raises:
         UserError: If it is no such file, belongs to another model, or holds tensors nobody knows.
@@ -94,7 +96,15 @@ def read_lora_file(path: Path, family: ModelFamily) -> LoraFile:
     tensors, metadata = read_safetensors(path)
     parts = _sort_parts(path, tensors, family)
     config = _adapter_config(metadata)
-    layers = {layer: _layer(layer, found, config) for layer, found in parts.items()}
+    settings = read_settings(path, metadata)
+    times = 1.0 if settings is None else settings.multiplier
+    if times != 1.0 and any("magnitude" in found for found in parts.values()):
+        raise UserError(
+            f"'{path}' is a LyCORIS file with DoRA and multiplier {times:g}",
+            "DoRA takes no factor on the whole change",
+            "Put it into a base with `simpletuner export FILE --base MODEL --merge`",
+        )
+    layers = {layer: _layer(layer, found, config, times) for layer, found in parts.items()}
     return LoraFile(layers, metadata)
 
 
@@ -170,7 +180,7 @@ def _is_whole(found: Mapping[str, Tensor]) -> bool:
 def _advice(unknown: list[str]) -> str:
     if any(name.startswith("lycoris_") for name in unknown):
         return (
-            "This is a LyCORIS file, which has no LoRA layout: train on with lora_type lycoris, or put it into a base "
+            "This is a LyCORIS file of a kind that is no LoRA: train on with lora_type lycoris, or put it into a base "
             "with `simpletuner export FILE --base MODEL --merge`"
         )
     return "Use an adapter of an LTX-Video 0.9 transformer"
@@ -190,13 +200,13 @@ def _adapter_config(metadata: Mapping[str, str]) -> dict[str, Any]:
         ) from None
 
 
-def _layer(layer: str, found: Mapping[str, Tensor], config: Mapping[str, Any]) -> LayerLora:
+def _layer(layer: str, found: Mapping[str, Tensor], config: Mapping[str, Any], times: float) -> LayerLora:
     down, up = found["down"], found["up"]
     lora_rank = down.shape[0]
     alpha = float(found["alpha"].item()) if "alpha" in found else _stated_alpha(layer, config)
     divisor = math.sqrt(lora_rank) if config.get("use_rslora") and "alpha" not in found else lora_rank
     magnitude = found["magnitude"].reshape(-1).contiguous() if "magnitude" in found else None
-    return LayerLora(down, up, 1.0 if alpha is None else alpha / divisor, magnitude)
+    return LayerLora(down, up, times * (1.0 if alpha is None else alpha / divisor), magnitude)
 
 
 def _stated_alpha(layer: str, config: Mapping[str, Any]) -> float | None:
@@ -219,7 +229,9 @@ def write_lora_file(
     Raises:
         UserError: If the disk is full or the folder cannot be written.
     """
-    texts = {key: value for key, value in file.metadata.items() if key not in _OF_THE_LAYOUT} | dict(metadata or {})
+    texts = {
+        key: value for key, value in file.metadata.items() if key not in (*OF_THE_LAYOUT, LYCORIS_SETTINGS)
+    } | dict(metadata or {})
     if layout == "diffusers":
         tensors: dict[str, Tensor] = {}
         row = LORA_LAYOUTS[layout]
@@ -245,7 +257,7 @@ def named_tensors(layer: str, lora: LayerLora, layout: str, family: ModelFamily)
         tensors[stem + row.up] = lora.up.contiguous()
         tensors[f"{stem}.alpha"] = torch.tensor(lora.scale * lora.lora_rank, dtype=torch.float32)
     else:
-        tensors[stem + row.up] = _scaled(lora.up, lora.scale)
+        tensors[stem + row.up] = scaled(lora.up, lora.scale)
     if lora.magnitude is not None:
         tensors[stem + row.magnitude] = lora.magnitude.unsqueeze(1).contiguous()
     return tensors
@@ -272,7 +284,8 @@ def unscaled_tensors(
     return given
 
 
-def _scaled(up: Tensor, scale: float) -> Tensor:
+def scaled(up: Tensor, scale: float) -> Tensor:
+    """`up` times a factor: in its own format if that is exact, else in float32."""
     exact = up.double() * scale
     narrow = exact.to(up.dtype)
     return (narrow if torch.equal(narrow.double(), exact) else exact.float()).contiguous()
@@ -307,6 +320,12 @@ def largest_difference(one: LoraFile, other: LoraFile) -> float:
     return max((_difference(lora, other.layers[layer]) for layer, lora in one.layers.items()), default=0.0)
 
 
+def largest_share(exact: Tensor, rounded: Tensor) -> float:
+    """Largest difference of two tensors as a share of the largest value of the first."""
+    size = float(exact.abs().max()) or 1.0
+    return float((rounded.double() - exact.double()).abs().max()) / size
+
+
 def _difference(one: LayerLora, other: LayerLora) -> float:
     if (one.magnitude is None) != (other.magnitude is None):
         return math.inf
@@ -317,7 +336,5 @@ def _difference(one: LayerLora, other: LayerLora) -> float:
     for first, second in pairs:
         if first.shape != second.shape:
             return math.inf
-        size = float(first.abs().max())
-        difference = float((first - second).abs().max())
-        shares.append(difference / size if size else difference)
+        shares.append(largest_share(first, second))
     return max(shares)

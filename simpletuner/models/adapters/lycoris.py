@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from pathlib import Path
@@ -22,24 +21,26 @@ from lycoris import LycorisNetwork
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
+from simpletuner.config.catalogs.lycoris_kinds import KINDS
 from simpletuner.config.lycoris_file import LayerSettings, LycorisFile
 from simpletuner.config.sections.adapter import AdapterSection
-from simpletuner.core.errors import Problem, UserError
+from simpletuner.core.errors import UserError
 from simpletuner.core.files import write_atomic
 from simpletuner.models.adapters.adapter import ADAPTER_FILE
-from simpletuner.models.adapters.lora_file import read_tensors
-from simpletuner.models.adapters.weights_file import REPLACING_KINDS
+from simpletuner.models.adapters.lora_file import largest_share
+from simpletuner.models.adapters.lycoris_layouts import LycorisWeights, read_lycoris_file
+from simpletuner.models.adapters.lycoris_modules import mended_kinds, quiet_library
+from simpletuner.models.adapters.lycoris_start import start_lokr_near_base
+from simpletuner.models.adapters.lycoris_targets import PREFIX, found_layers, owner_class, refuse_idle_targets
+from simpletuner.models.adapters.weights_file import REPLACING_KINDS, read_settings
 from simpletuner.models.family import ModelFamily
 from simpletuner.runtime.seeds import stream_seed
 
-PREFIX = "lycoris"
 START_STREAM = "lycoris-start"
 # Keys of the file that are not settings of layers.
-_NOT_OF_LAYERS = frozenset({"algo", "multiplier", "linear_dim", "linear_alpha", "apply_preset"})
-# Kinds that can work beside the layer instead of on its weight.
-_BESIDE_THE_LAYER = frozenset({"lokr", "loha", "locon", "lora"})
+_NOT_OF_LAYERS = frozenset({"algo", "multiplier", "linear_dim", "linear_alpha", "apply_preset", "dropout"})
 # What the library takes under another name, and its own defaults for what a file does not say.
-_LIBRARY_WORDS = {"dora_wd": "weight_decompose"}
+_LIBRARY_WORDS = {"dora_wd": "weight_decompose", "wd_on_output": "wd_on_out"}
 _DEFAULTS: Mapping[str, Any] = {
     "factor": -1,
     "block_size": 4,
@@ -50,7 +51,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "full_matrix": False,
     "bypass_mode": False,
     "unbalanced_factorization": False,
-    "wd_on_out": True,
+    "wd_on_output": True,
     "dora_wd": False,
 }
 # LoKr without a dimension keeps the whole second factor; the library wants a number that says so.
@@ -74,33 +75,47 @@ def build_lycoris(
         raise UserError(
             "lora_type lycoris without lycoris_config", "The file says what is trained", "Set lycoris_config to a file"
         )
-    strength = settings.validation_lycoris_strength
     adapter = LycorisAdapter(
-        transformer, lycoris, [family.attention_class], dtype=dtype, seed=seed, validation_strength=strength
+        transformer,
+        lycoris,
+        [family.attention_class],
+        dtype=dtype,
+        seed=seed,
+        validation_strength=settings.validation_lycoris_strength,
+        start_norm=settings.init_lokr_norm or 0.0,
+        file_facts=family.adapter_metadata,
     )
     if settings.init_lora is not None:
-        adapter.load_file_tensors(read_tensors(Path(settings.init_lora)))
+        adapter.load_start(Path(settings.init_lora), family)
     return adapter
 
 
-def merge_lycoris(transformer: nn.Module, tensors: Mapping[str, Tensor], config: str, family: ModelFamily) -> list[str]:
-    """Put a LyCORIS file that `LycorisAdapter.save` wrote into the weights of a plain float32 transformer.
+def merge_lycoris(
+    transformer: nn.Module, weights: LycorisWeights, family: ModelFamily, path: Path, dtype: torch.dtype
+) -> dict[str, float]:
+    """Put a LyCORIS file that `LycorisAdapter.save` wrote into the weights of a plain transformer.
 
     Args:
-        tensors: What the file holds.
-        config: Its metadata `lycoris_config`.
+        weights: What the file holds.
+        path: The file, for messages.
+        dtype: Number format of the changed weights.
 
     Returns:
-        Names of the layers whose weights have changed.
+        Names of the changed layers, each with the share of its largest weight by which rounding to `dtype` is off.
 
     Raises:
-        UserError: If the file does not fit the transformer.
+        UserError: If the file does not fit the transformer, or does not say how its tensors act.
     """
-    file = LycorisFile.model_validate(json.loads(config))
+    file = read_settings(path, weights.metadata)
+    if file is None:
+        raise UserError(
+            f"'{path}' holds no LyCORIS settings",
+            "Its metadata `lycoris_config` says how the tensors act on the model",
+            "Use the file as the run wrote it",
+        )
     adapter = LycorisAdapter(transformer, file, [family.attention_class], dtype=torch.float32, seed=0)
-    adapter.load_file_tensors(tensors)
-    adapter.merge()
-    return list(adapter.layers)
+    adapter.load_file_tensors(weights.own_tensors())
+    return adapter.merge(dtype)
 
 
 class LycorisAdapter:
@@ -119,8 +134,10 @@ class LycorisAdapter:
         dtype: torch.dtype,
         seed: int,
         validation_strength: float = 1.0,
+        start_norm: float = 0.0,
+        file_facts: Callable[[dict[str, Tensor]], Mapping[str, str]] = lambda tensors: {},
     ) -> None:
-        """Attach the adapter; the model's output is unchanged at first.
+        """Attach the adapter; the model's output is unchanged at first, unless `start_norm` says otherwise.
 
         Args:
             transformer: Frozen transformer without an adapter.
@@ -129,6 +146,8 @@ class LycorisAdapter:
             dtype: Number format of the adapter's weights, whatever the base has.
             seed: Keys the start values; the global random state is left alone.
             validation_strength: Factor on the adapter while it is shown.
+            start_norm: With LoKr, size of the change that it begins with, as a share of the weights; 0 for none.
+            file_facts: What tools show about a file with given tensors, for its metadata.
 
         Raises:
             UserError: With every target that matches no layer, and the classes that exist.
@@ -136,17 +155,28 @@ class LycorisAdapter:
         self._transformer = transformer.requires_grad_(False)
         self._file = file
         self._strength = validation_strength
-        preset = file.apply_preset
+        self._file_facts = file_facts
+        preset, first = file.apply_preset, next(transformer.parameters())
         classes = preset.target_module or ([] if preset.target_name else list(default_classes))
-        with torch.random.fork_rng(devices=[]), _quiet_library():
+        with torch.random.fork_rng(devices=[]), quiet_library():
             torch.manual_seed(stream_seed(seed, START_STREAM, 0))
-            self._network = _create(transformer, file, classes, bypass=_is_quantized(transformer))
-        self.layers = _layers_of(self._network, transformer)
-        _refuse_idle_targets(transformer, self.layers, classes, preset.target_name)
+            try:
+                self._network = _create(transformer, file, classes, bypass=_is_quantized(transformer))
+            except ValueError as error:
+                raise UserError(
+                    f"the LyCORIS file does not fit this model ({str(error).rstrip('.')})",
+                    "Sizes such as linear_dim and factor must divide the layers' channels as the kind wants it",
+                    "Choose another size, powers of two for instance",
+                ) from error
+            if start_norm:
+                start_lokr_near_base(self._network, start_norm, first.dtype)
+        self.layers = found_layers(self._network, transformer)
+        refuse_idle_targets(transformer, self.layers, classes, preset)
         self._network.apply_to()
-        self._network.to(next(transformer.parameters()).device, dtype)
+        self._network.to(first.device)
         # Constants such as alpha stay exact; only what is trained has the optimizer's format.
         for parameter in self._network.parameters():
+            parameter.data = parameter.data.to(dtype)
             parameter.requires_grad_(True)
 
     @property
@@ -160,11 +190,12 @@ class LycorisAdapter:
 
     @property
     def file_is_exact(self) -> bool:
-        """Kinds that train the weight itself store its difference from the base, which rounds."""
-        return not self._replaces_weights
+        """Kinds that train the weight itself store its difference from the base, which rounds; a trained scalar is
+        multiplied into its matrix."""
+        return not self._replaces_weights and not any(group.use_scalar for group in self._file.groups)
 
     def describe(self) -> str:
-        classes = Counter(_owner_class(self._transformer, layer) for layer in self.layers)
+        classes = Counter(owner_class(self._transformer, layer) for layer in self.layers)
         listed = ", ".join(f"{count} in {name}" for name, count in sorted(classes.items()))
         return f"LyCORIS {self._file.algo} on {len(self.layers)} layers ({listed})"
 
@@ -186,6 +217,22 @@ class LycorisAdapter:
             )
         self._network.load_state_dict(dict(tensors))
 
+    def load_start(self, path: Path, family: ModelFamily) -> None:
+        """Begin with the adapter of a file that this program or another one wrote.
+
+        Raises:
+            UserError: If it cannot be read, or was made with other LyCORIS settings.
+        """
+        file = read_lycoris_file(path, family)
+        if file.multiplier != self._file.multiplier:
+            raise UserError(
+                f"init_lora has multiplier {file.multiplier:g}; the LyCORIS file of this run has "
+                f"{self._file.multiplier:g}",
+                "An adapter goes on only at its own strength",
+                f"Set multiplier to {file.multiplier:g} in the file behind lycoris_config",
+            )
+        self.load_file_tensors(file.own_tensors())
+
     def save(self, path: Path, metadata: Mapping[str, str], values: Mapping[str, Tensor] | None = None) -> None:
         # What a kind writes is not always what it trains, so the library is asked, with the values in place.
         network = self._network if values is None else _with_values(self._network, values)
@@ -193,29 +240,35 @@ class LycorisAdapter:
             name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in network.state_dict().items()
         }
         config = json.dumps(self._file.model_dump(mode="json", exclude_none=True), sort_keys=True)
-        write_atomic(path, serialize(tensors, metadata={**metadata, "format": "pt", "lycoris_config": config}))
+        facts = {**self._file_facts(tensors), **metadata, "format": "pt", "lycoris_config": config}
+        write_atomic(path, serialize(tensors, metadata=facts))
 
-    def merge(self) -> None:
+    def merge(self, dtype: torch.dtype) -> dict[str, float]:
         """Put the adapter into the layers' own weights and take it off; it is of no use afterwards.
 
         Every kind is linear in the layer's input, so a layer's answers to zero and to the unit vectors are its
-        bias and its weight. The library's own merge (4.1.3) is not used: for lokr and loha it gives alpha / dimension
-        times what they add while they train.
+        bias and its weight, computed in float32 layer by layer. The library's own merge (4.1.3) is not used: for lokr
+        and loha it gives alpha / dimension times what they add while they train.
+
+        Returns:
+            As `merge_lycoris`.
         """
         self._network.eval()
-        merged: dict[str, tuple[Tensor, Tensor]] = {}
-        with torch.no_grad(), _quiet_library():
-            for name in self.layers:
+        rounding = {}
+        with torch.no_grad(), quiet_library():
+            for name, lora in zip(self.layers, self._network.loras, strict=True):
                 layer: Any = self._transformer.get_submodule(name)
+                for parameter in layer.parameters(recurse=False):
+                    parameter.data = parameter.data.float()
                 units = torch.eye(layer.in_features, device=next(self._network.parameters()).device)
                 bias = layer(torch.zeros_like(units[:1]))[0]
-                merged[name] = ((layer(units) - bias).T.contiguous(), bias)
-            self._network.restore()
-            for name, (weight, bias) in merged.items():
-                layer = self._transformer.get_submodule(name)
-                layer.get_parameter("weight").copy_(weight)
-                if layer.bias is not None:
-                    layer.get_parameter("bias").copy_(bias)
+                weight = (layer(units) - bias).T.contiguous()
+                lora.restore()
+                for part, exact in (("weight", weight), ("bias", bias)):
+                    if getattr(layer, part) is not None:
+                        setattr(layer, part, nn.Parameter(exact.to(dtype), requires_grad=False))
+                rounding[name] = largest_share(weight, weight.to(dtype))
+        return rounding
 
     def disabled(self) -> AbstractContextManager[None]:
         # A strength of 0 would round the output of most kinds; taking the hooks off rounds nothing. Kinds that
@@ -229,12 +282,12 @@ class LycorisAdapter:
 
     @contextlib.contextmanager
     def _unhooked(self) -> Iterator[None]:
-        with _quiet_library():
+        with quiet_library():
             self._network.restore()
         try:
             yield
         finally:
-            with _quiet_library():
+            with quiet_library():
                 self._network.apply_to()
 
     @contextlib.contextmanager
@@ -300,16 +353,19 @@ def _create(transformer: nn.Module, file: LycorisFile, classes: Sequence[str], *
     if bypass:
         _refuse_without_bypass(file)
         said["bypass_mode"] = True
-    return LycorisNetwork(
-        transformer,
-        multiplier=file.multiplier,
-        lora_dim=file.linear_dim or _FULL_DIMENSION,
-        conv_lora_dim=0,
-        alpha=file.linear_alpha,
-        network_module=file.algo,
-        warn_on_unmatched=False,
-        **{_LIBRARY_WORDS.get(key, key): value for key, value in {**_DEFAULTS, **said}.items()},
-    )
+    with mended_kinds():
+        return LycorisNetwork(
+            transformer,
+            multiplier=file.multiplier,
+            lora_dim=file.linear_dim or _FULL_DIMENSION,
+            conv_lora_dim=0,
+            alpha=file.linear_alpha,
+            # Of all kinds only these have it; others print that they do not.
+            dropout=file.dropout or 0.0 if {"locon", "lora"} & set(file.kinds) else 0.0,
+            network_module=file.algo,
+            warn_on_unmatched=False,
+            **{_LIBRARY_WORDS.get(key, key): value for key, value in {**_DEFAULTS, **said}.items()},
+        )
 
 
 def _is_quantized(transformer: nn.Module) -> bool:
@@ -319,16 +375,17 @@ def _is_quantized(transformer: nn.Module) -> bool:
 
 
 def _refuse_without_bypass(file: LycorisFile) -> None:
-    """Through a quantized base only kinds work that add their output to the layer's.
+    """`check` tells this first; whoever builds an adapter without it learns it here.
 
     Raises:
-        UserError: Naming the kinds that change the weight instead.
+        UserError: Naming the kinds that change the weights.
     """
-    lost = [algorithm for algorithm in file.kinds if algorithm not in _BESIDE_THE_LAYER]
-    if lost:
+    lost = [kind for kind in file.kinds if not KINDS[kind].beside_layer]
+    if lost or any(group.dora_wd for group in file.groups):
         raise UserError(
-            f"LyCORIS {', '.join(lost)} on a quantized base model",
-            f"Only {', '.join(sorted(_BESIDE_THE_LAYER))} work beside quantized layers; the others change the weights",
+            f"LyCORIS {', '.join(lost) or 'with dora_wd'} on a quantized base model",
+            f"Only {', '.join(kind for kind, row in KINDS.items() if row.beside_layer)} without dora_wd work beside "
+            "quantized layers",
             "Choose one of these, or set base_model_precision to no_change",
         )
 
@@ -341,80 +398,3 @@ def _of_group(group: LayerSettings) -> dict[str, Any]:
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
     return tuple(tensors[name].shape) if name in tensors else None
-
-
-def _layers_of(network: LycorisNetwork, transformer: nn.Module) -> list[str]:
-    """Full names of the layers that got an adapter, in the network's order."""
-    names = {f"{PREFIX}_{name.replace('.', '_')}": name for name, _ in transformer.named_modules() if name}
-    return [names[lora.lora_name] for lora in network.loras]
-
-
-def _owner_class(transformer: nn.Module, layer: str) -> str:
-    """Class of the nearest module around `layer` that is more than a container or an activation."""
-    modules = dict(transformer.named_modules())
-    path = layer.split(".")[:-1]
-    while path:
-        name = type(modules[".".join(path)]).__name__
-        if name not in ("ModuleList", "Sequential", "GELU"):
-            return name
-        path.pop()
-    return type(transformer).__name__
-
-
-def _refuse_idle_targets(
-    transformer: nn.Module, layers: Sequence[str], classes: Sequence[str], names: Sequence[str]
-) -> None:
-    """Every target must have given an adapter to at least one layer.
-
-    Raises:
-        UserError: Naming the targets that did not, and what there is.
-    """
-    of_class: dict[str, list[str]] = {}
-    for name, module in transformer.named_modules():
-        of_class.setdefault(type(module).__name__, []).append(name)
-    problems = []
-    for wanted in classes:
-        places = of_class.get(wanted, [])
-        if not any(layer == place or layer.startswith(f"{place}.") for layer in layers for place in places):
-            problems.append(
-                Problem(
-                    f"LyCORIS target_module '{wanted}' matches no layer",
-                    f"Classes with linear layers are: {', '.join(_classes_with_layers(transformer))}",
-                    "Name one of these, or remove it",
-                )
-            )
-    if names and not layers:
-        problems.append(
-            Problem(f"LyCORIS target_name {list(names)} matches no layer", "Names are those of the model's layers",
-                    "Name layers such as transformer_blocks.0.attn1.to_q, or use target_module")
-        )  # fmt: skip
-    if problems:
-        raise UserError.of(problems)
-    if not layers:
-        raise UserError(
-            "the LyCORIS file gives no layer an adapter",
-            "Something must be trained",
-            "Add target_module or target_name",
-        )
-
-
-def _classes_with_layers(transformer: nn.Module) -> list[str]:
-    return sorted(
-        {
-            type(module).__name__
-            for module in transformer.modules()
-            if any(isinstance(child, nn.Linear) for child in module.modules()) and not isinstance(module, nn.ModuleList)
-        }
-    )
-
-
-@contextlib.contextmanager
-def _quiet_library() -> Iterator[None]:
-    """The library tells each of its steps in its own log; what matters is told by us."""
-    library = logging.getLogger("LyCORIS")
-    level = library.level
-    library.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        library.setLevel(level)

@@ -158,6 +158,15 @@ def _whole(path: Path, strength: float, metadata: Mapping[str, str]) -> WeightsF
     return WeightsFile(path, "whole", metadata=metadata)
 
 
+def read_settings(path: Path, metadata: Mapping[str, str]) -> LycorisFile | None:
+    """The LyCORIS settings in the metadata of a file; None where there are none.
+
+    Raises:
+        UserError: If they cannot be read.
+    """
+    return _lycoris(path, metadata) if LYCORIS_SETTINGS in metadata else None
+
+
 def _lycoris(path: Path, metadata: Mapping[str, str]) -> LycorisFile:
     try:
         return LycorisFile.model_validate(json.loads(metadata[LYCORIS_SETTINGS]))

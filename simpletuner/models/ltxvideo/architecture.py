@@ -169,6 +169,13 @@ class Architecture:
         positions = t.get("relative_attention_num_buckets", 32) * t["num_heads"]
         return int(t["vocab_size"] * t["d_model"] + t["num_layers"] * layer + t["d_model"] + positions)
 
+    def text_linear_layers(self) -> list[tuple[int, int]]:
+        """(inputs, outputs) of the linear layers of T5 that may be stored in fewer bits: all but `wo`."""
+        t = self.text
+        width, inner = int(t["d_model"]), int(t["num_heads"] * t["d_kv"])
+        layer = [(width, inner)] * 3 + [(inner, width)] + [(width, int(t["d_ff"]))] * 2
+        return layer * int(t["num_layers"])
+
 
 def find_architecture(settings: ModelSection) -> Architecture:
     """The shapes of the checkpoint that `settings` name.

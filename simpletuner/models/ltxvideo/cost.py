@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from simpletuner.config.catalogs.precisions import stored_bytes
 from simpletuner.config.sections.model import ModelSection
 from simpletuner.core.errors import Problem, UserError
 from simpletuner.models.cost import Operations, TrainedPart
@@ -117,6 +118,19 @@ class LTXCost:
     @property
     def text_width(self) -> int:
         return self.shape.text_channels
+
+    def stored_bytes(self, component: str, precision: str, value_bytes: int) -> float:
+        layers, values = {
+            "text": (self.architecture.text_linear_layers(), self.parameters["text"]),
+            "transformer": (self._layers_in("transformer_blocks."), self.parameters["transformer"]),
+            "block": (self._layers_in("transformer_blocks.0."), self.blocks[1]),
+        }[component]
+        plain = values - sum(inputs * outputs for inputs, outputs in layers)
+        return plain * value_bytes + sum(stored_bytes(precision, *layer, value_bytes) for layer in layers)
+
+    def _layers_in(self, place: str) -> list[tuple[int, int]]:
+        """(inputs, outputs) of the linear layers inside blocks, which alone are stored in fewer bits."""
+        return [shape for name, shape in self.linear_layers.items() if name.startswith(place)]
 
     def adapter_parameters(self, targets: tuple[str, ...], lora_rank: int) -> int:
         return sum(lora_rank * sum(self.linear_layers[name]) for name in targets)
@@ -277,7 +291,8 @@ COST = LTXCostSource()
 # What the names of the linear layers inside a class have in common.
 _CLASS_NAMES: Mapping[str, str] = {
     "LTXAttention": ".attn", "FeedForward": ".ff.", "LTXVideoTransformerBlock": "transformer_blocks.",
-    "GELU": ".ff.net.0.proj", "Linear": "",
+    "AdaLayerNormSingle": "time_embed.", "PixArtAlphaTextProjection": "caption_projection.", "GELU": ".ff.net.0.proj",
+    "Linear": "",
 }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from simpletuner.config.catalogs.families import FAMILIES
 from simpletuner.config.sections.model import ModelSection
+from simpletuner.models.component_files import WEIGHTS_SUFFIX, Place
 from simpletuner.models.family import GenerationRequest, GenerationStep
 from simpletuner.models.ltxvideo import export, sampling
 from simpletuner.models.ltxvideo import transformer as calls
@@ -64,6 +65,9 @@ class LTXVideoFamily:
         transformer: nn.Module = empty_module(LTXVideoTransformer3DModel, source.transformer)
         return transformer
 
+    def transformer_in_pieces(self, source: LTXSource) -> tuple[nn.Module, Iterator[tuple[str, Tensor]]]:
+        return calls.transformer_in_pieces(source)
+
     def predict(
         self,
         transformer: nn.Module,
@@ -105,6 +109,12 @@ class LTXVideoFamily:
         self, path: Path, tensors: dict[str, Tensor], adapter_config: dict[str, Any], metadata: dict[str, str]
     ) -> None:
         export.save_adapter(path, tensors, adapter_config, metadata)
+
+    def save_single_file(
+        self, path: Path, transformer: nn.Module, metadata: dict[str, str], base: str | None = None
+    ) -> None:
+        beside = Place(base).fetch_file() if base is not None and base.endswith(WEIGHTS_SUFFIX) else None
+        export.save_single_file(path, transformer, metadata, beside)
 
     def adapter_metadata(self, tensors: dict[str, Tensor]) -> dict[str, str]:
         return export.model_spec(tensors)

@@ -5,7 +5,8 @@ The module is built without memory first, so no time goes into random numbers th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,6 +46,37 @@ def empty_module(model_class: Any, component: Component) -> Any:
     """A Diffusers model with a component's configuration and no memory for its weights (the meta device)."""
     with torch.device("meta"):
         return model_class.from_config(dict(component.config))
+
+
+def build_in_pieces(model_class: Any, component: Component) -> tuple[Any, Iterator[tuple[str, Tensor]]]:
+    """A Diffusers model on the meta device in evaluation mode, and the tensors that belong into it, read one by one
+    in the stored format.
+
+    Raises:
+        UserError: If tensors are missing, left over, or of another shape than the configuration says.
+    """
+    shell, shapes = empty_module(model_class, component).eval(), {}
+    with torch.device("meta"):
+        for path, stored, name in _places(component):
+            with safe_open(path, framework="pt") as handle:
+                shapes[name] = torch.empty(handle.get_slice(stored).get_shape())
+    _check_tensors(component, shell.state_dict(), shapes)
+    return shell, _read_one_by_one(component)
+
+
+def _read_one_by_one(component: Component) -> Iterator[tuple[str, Tensor]]:
+    for path, stored, name in _places(component):
+        with safe_open(path, framework="pt") as handle:
+            yield name, handle.get_tensor(stored)
+
+
+def _places(component: Component) -> list[tuple[Path, str, str]]:
+    """(file, name in the file, Diffusers name) of every tensor."""
+    places = []
+    for path in component.weights:
+        with safe_open(path, framework="pt") as handle:
+            places += [(path, stored, name) for stored, name in transformer_names(handle.keys()).items()]
+    return places
 
 
 def _check_tensors(component: Component, wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:

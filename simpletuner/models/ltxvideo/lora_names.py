@@ -8,7 +8,7 @@ from simpletuner.models.ltxvideo.weights import to_diffusers, to_original
 
 # Longest first: `model.diffusion_model.` ends in another one.
 _PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
-_FLAT_PREFIX = "lora_unet_"
+_FLAT_PREFIXES = ("lora_unet_", "lycoris_")
 _AT_THE_ENDS = (
     "proj_in",
     "proj_out",
@@ -31,8 +31,9 @@ _FLAT_IN_A_BLOCK = {layer.replace(".", "_"): layer for layer in _IN_A_BLOCK}
 
 def find_layer(name: str) -> str | None:
     """Diffusers name of the layer called `name` (with any usual prefix, in either naming, dotted or flat)."""
-    if name.startswith(_FLAT_PREFIX):
-        return _find_flat(name.removeprefix(_FLAT_PREFIX))
+    for flat in _FLAT_PREFIXES:
+        if name.startswith(flat):
+            return _find_flat(name.removeprefix(flat))
     for prefix in _PREFIXES:
         name = name.removeprefix(prefix)
     layer = to_diffusers(name)

@@ -6,7 +6,7 @@ the pipelines of Diffusers give it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from simpletuner.core.catalog import did_you_mean
 from simpletuner.core.errors import UserError
 from simpletuner.models.ltxvideo.frame_times import accept_frame_times, last_layer_by_frame, tokens_of
-from simpletuner.models.ltxvideo.loading import build_module
+from simpletuner.models.ltxvideo.loading import build_in_pieces, build_module
 from simpletuner.models.ltxvideo.packing import pack, unpack
 from simpletuner.models.ltxvideo.positions import token_coordinates
 from simpletuner.models.ltxvideo.source import LTXSource, find_transformer
@@ -35,6 +35,18 @@ def load_transformer(source: LTXSource, dtype: torch.dtype, device: torch.device
     transformer.requires_grad_(False)
     accept_frame_times(transformer)
     return transformer
+
+
+def transformer_in_pieces(source: LTXSource) -> tuple[nn.Module, Iterator[tuple[str, Tensor]]]:
+    """The transformer without its weights, on the meta device, and these one by one, in the stored format.
+
+    Raises:
+        UserError: If its files do not fit together.
+    """
+    shell, tensors = build_in_pieces(LTXVideoTransformer3DModel, source.transformer)
+    shell.requires_grad_(False)
+    accept_frame_times(shell)
+    return shell, tensors
 
 
 def load_transformer_at(place: str, dtype: torch.dtype | None) -> nn.Module:

@@ -107,3 +107,37 @@ def test_wrong_words_are_told(capsys: pytest.CaptureFixture[str]) -> None:
         run(["clean"])
     assert run(["--help"]) == 0
     assert "prune" in capsys.readouterr().out
+
+
+def test_a_quantized_base_is_built_told_and_cleared(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optimum.quanto")
+    words = ["--base_model_precision=int8-quanto"]
+    assert run(["build", *words]) == 0
+    assert "quantized to int8-quanto" in capsys.readouterr().out
+    (kept,) = (project / "output/cache/quantized").iterdir()
+    assert run(["verify", "--json", *words]) == 0
+    (base,) = (line for line in json.loads(capsys.readouterr().out) if line["name"] == "quantized base model")
+    assert (base["wanted"], base["usable"], base["stale"]) == (1, 1, 0)
+    assert base["usable_bytes"] == sum(file.stat().st_size for file in kept.iterdir())
+
+    weights = kept / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    assert run(["status", *words]) == 0  # headers only
+    assert run(["verify", *words]) == 1
+    assert "has changed since it was written" in capsys.readouterr().out
+    assert run(["prune", "--yes", *words]) == 0
+    assert "1 damaged entries" in capsys.readouterr().out
+    assert not kept.exists()
+
+    assert run(["build", *words]) == 0
+    capsys.readouterr()
+    assert run(["prune", "--dry-run", "--json"]) == 0  # without the precision nothing wants it
+    assert json.loads(capsys.readouterr().out)["stale"] == 1
+    assert run(["status", "--quantized_base_cache=false", *words]) == 0
+    assert "stale    1" in capsys.readouterr().out
+    assert run(["prune", "--yes"]) == 0
+    assert not any((project / "output/cache/quantized").iterdir())

@@ -54,7 +54,6 @@ from simpletuner.config.resolve import resolve_config
         ({"vae_dtype": "fp16"}, "error: config/config.json:6: vae_dtype = \"fp16\". Not built yet"),
         ({"mixed_precision": "no"}, "optimizer = \"adamw_bf16\" (default) with mixed_precision = \"no\". This"),
         ({"learning_rate": 1e-8, "lr_scheduler": "cosine"}, "error: config/config.json:6: lr_end = 4e-07 (default) is not below learning_rate = 1e-08."),
-        ({"quantize_via": "pipeline"}, "Not built yet: quantization by the library while it loads"),
         ({"text_encoder_2_precision": "no_change"}, "note: config/config.json:6: text_encoder_2_precision = \"no_change\"."),
         ({"output_dir": ""}, "error: config/config.json:6: output_dir = \"\". It must not be empty. Name the folder"),
         ({"gradient_checkpointing_segment_stride": 4}, "It cannot be used: "),

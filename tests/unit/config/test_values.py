@@ -99,7 +99,7 @@ def test_planned_value_is_refused_with_what_is_missing_and_the_fix() -> None:
     assert fix == "Remove it, or set false"
     rule, fix = refusal(TABLE["base_model_precision"], "int4-torchao") or ("", "")
     assert rule == "Not built yet: the quantization level 'int4-torchao'"
-    assert fix.startswith("Use no_change, int8-quanto")
+    assert fix.startswith("Use no_change, bf16, int8-quanto")
     rule, _ = refusal(TABLE["base_model_precision"], "fp8-quanto") or ("", "")
     assert rule.startswith("It cannot be used: it does not work with LTX-Video")
     rule, _ = refusal(TABLE["gradient_checkpointing_segment_stride"], 4) or ("", "")

@@ -188,7 +188,7 @@ def test_masks_among_the_data_sets(bench: Bench) -> None:
 
 def test_lycoris_patterns(bench: Bench) -> None:
     content = {"algo": "lokr", "multiplier": 1, "linear_dim": 4, "linear_alpha": 1,
-               "apply_preset": {"target_name": ["*.attn1.to_q", "nothing.*"]}}  # fmt: skip
+               "apply_preset": {"target_name": ["*.attn1.to_q", "nothing.*"], "use_fnmatch": True}}  # fmt: skip
     (bench.folder / "config/lycoris.json").write_text(json.dumps(content))
     texts = bench.told(with_data=False, lora_type="lycoris", lycoris_config="config/lycoris.json")
     assert holds(texts, "the LyCORIS name pattern 'nothing.*' matches no layer")

@@ -373,7 +373,7 @@ def test_cards_to_tell_about() -> None:
         ({"algo": "lokr", "linear_dim": 64, "factor": 16}, (2048, 2048), 16 * 16 + 128 * 128),
         ({"algo": "loha", "linear_dim": 4}, (2048, 8192), 2 * 4 * (2048 + 8192)),
         ({"algo": "lora", "linear_dim": 4}, (2048, 8192), 4 * (2048 + 8192)),
-        ({"algo": "full"}, (10, 20), 200),
+        ({"algo": "full"}, (10, 20), 220),
     ],
 )
 def test_values_of_lycoris(settings: dict[str, Any], shape: tuple[int, int], count: int) -> None:
