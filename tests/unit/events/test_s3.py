@@ -27,7 +27,7 @@ def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Desk]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setattr(s3, "PublishPatience", lambda: PublishPatience(3, 0.02, 0.1, 20.0, 5.0))
+    monkeypatch.setattr(s3, "PublishPatience", lambda: PublishPatience(6, 0.02, 0.1, 60.0, 60.0))
     with store_server() as desk:
         yield desk
 
