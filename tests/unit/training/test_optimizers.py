@@ -13,6 +13,7 @@ from simpletuner.config.catalogs.optimizers import OPTIMIZERS
 from simpletuner.config.optimizer_settings import optimizer_arguments
 from simpletuner.config.sections.optimizer import OptimizerSection
 from simpletuner.core.errors import UserError
+from simpletuner.runtime.compiler import missing_compiler
 from simpletuner.training.optimizer_state import join_state, split_state
 
 NAMES = ["a", "b", "c"]
@@ -135,3 +136,32 @@ def test_wrong_settings_are_told_all_at_once() -> None:
     assert "Did you mean 'momentum'?" in told[0]
     assert "nesterov = 'perhaps'" in told[1]
     assert "optimizer_beta1 has no effect with optimizer torch-sgd" in told[2]
+
+
+def test_without_a_compiler_torchao_runs_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert "no C++ compiler" in missing_compiler("cpu")
+    parameters = make_parameters("ao-adamw8bit")
+    before = parameters[0].detach().clone()
+    optimizer = load("ao-adamw8bit")(parameters, lr=1e-2, compiled=True, seed=3)
+    take_steps(optimizer, parameters, range(2))
+    assert not torch.equal(before, parameters[0])
+
+
+@pytest.mark.slow
+def test_torchao_compiles_and_continues_bit_for_bit() -> None:
+    if lacking := missing_compiler("cpu"):
+        pytest.skip(lacking)
+
+    def begin(values: list[Any]) -> tuple[list[torch.nn.Parameter], torch.optim.Optimizer]:
+        parameters = [torch.nn.Parameter(value.detach().clone()) for value in values]
+        return parameters, load("ao-adamw8bit")(parameters, lr=1e-2, seed=3)
+
+    straight, optimizer = begin(make_parameters("ao-adamw8bit")[:1])
+    take_steps(optimizer, straight, range(3))
+    tensors, numbers = split_state(optimizer, NAMES[:1])
+    resumed, again = begin(straight)
+    join_state(again, NAMES[:1], tensors, numbers)
+    take_steps(optimizer, straight, range(3, 6))
+    take_steps(again, resumed, range(3, 6))
+    assert torch.equal(straight[0], resumed[0])
