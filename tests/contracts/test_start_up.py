@@ -33,6 +33,7 @@ COMMANDS = [
     (["configure", "--print-questions"], 0),
     (["completion", "bash"], 0),
     (["generate", "--help"], 0),
+    (["evaluate", "--help"], 0),
     (["generate", "--run", "nowhere", "--adapter", "nope:0.5", "--prompt", "x"], 2),
     (["train", "--config", "nope.json"], 2),
 ]

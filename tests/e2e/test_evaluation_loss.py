@@ -146,3 +146,11 @@ def test_which_sets_are_measured(measured: Project, options: dict[str, Any]) -> 
     measured.datasets.write_text(json.dumps(entries))
     (line, *_) = train(measured, max_train_steps=1, **options)
     assert list(line["losses"]) == (["pooled"] if "eval_dataset_pooling" in options else ["held"])
+
+
+@pytest.mark.slow
+def test_parts_of_an_epoch(measured: Project) -> None:
+    """Four clips in batches of two are two steps."""
+    lines = train(measured, max_train_steps=3, eval_steps_interval=0, eval_epoch_interval=0.5, num_eval_images=1)
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    assert {line["clips"] for line in lines} == {1}
