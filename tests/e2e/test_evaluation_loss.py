@@ -131,7 +131,7 @@ def test_the_best_weights_make_the_best_loss(
     record = json.loads((measured.output / "best/best.json").read_text())
     assert (record["step"], record["evaluation_loss"]) == (best["step"], best["loss"])
     capfd.readouterr()
-    words = measured.arguments(**MEASURED)[1:]
+    words = measured.arguments(**{**MEASURED, **options})[1:]
     assert main(["evaluate", str(measured.output / "best"), "--json", *words]) == 0
     assert json.loads(capfd.readouterr().out)[0]["loss"] == pytest.approx(best["loss"], abs=1e-6)
     form = ["--prompt", "x", "--width", "64", "--height", "64", "--frames", "9", "--steps", "1"]
