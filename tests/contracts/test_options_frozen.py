@@ -47,11 +47,12 @@ def test_table_is_what_was_agreed() -> None:
 
 def test_every_built_option_is_read_by_somebody() -> None:
     """An option that works is looked at outside the table; with a single built word there is nothing to look at."""
-    source = "\n".join(
-        path.read_text(encoding="utf-8")
+    read = {
+        word
         for path in PACKAGE.rglob("*.py")
         if path.relative_to(PACKAGE).parts[0] not in ("config", "cli")
-    )
+        for word in re.findall(r"\w+", path.read_text(encoding="utf-8"))
+    }
     unread = [
         spec.name
         for table in (option_table(), *dataset_tables().values())
@@ -59,7 +60,7 @@ def test_every_built_option_is_read_by_somebody() -> None:
         if not (spec.facts.planned or spec.facts.refused or spec.facts.accepted_note)
         and not (spec.kind == "choice" and len(spec.choices) == 1)
         and spec.name not in READ_BY_CONFIG
-        and not re.search(rf"\b{spec.name}\b", source)
+        and spec.name.rpartition(".")[2] not in read
     ]
     assert unread == []
 

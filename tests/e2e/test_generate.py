@@ -30,6 +30,7 @@ def frames(path: Path) -> Frames:
     return read_video(path)[0]
 
 
+@pytest.mark.slow
 def test_a_run_makes_again_what_its_validation_showed(project: Project, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(project.arguments(**VIDEOS)) == 0
     shown = project.output / "validation_videos"

@@ -47,7 +47,7 @@ def lose_no_encoder() -> None:
     raise AssertionError("everything is cached; no encoder may be loaded")
 
 
-@pytest.mark.parametrize("seed", [42, 7])
+@pytest.mark.parametrize("seed", [42, pytest.param(7, marks=pytest.mark.slow)])
 def test_the_demo_teaches_one_clip(tmp_path: Path, seed: int) -> None:
     from safetensors.torch import load_file
 

@@ -143,11 +143,11 @@ def test_the_newest_videos_of_this_run_are_shown(tmp_path: Path) -> None:
 @pytest.mark.needs_torch
 def test_the_names_are_those_of_the_run_folder(tmp_path: Path) -> None:
     from simpletuner.training import checkpoint
-    from simpletuner.validation import generate
+    from simpletuner.validation import names
 
-    assert (WEIGHTS_NAME, VIDEO_FOLDER) == (checkpoint.WEIGHTS_NAME, generate.VIDEO_FOLDER)
+    assert (WEIGHTS_NAME, VIDEO_FOLDER) == (checkpoint.WEIGHTS_NAME, names.VIDEO_FOLDER)
     (tmp_path / VIDEO_FOLDER).mkdir()
     for weights in ("base", "adapter", "ema"):
-        (tmp_path / VIDEO_FOLDER / generate.video_name(7, weights, "a_b", 64, 32, 9)).write_bytes(b"x")
+        (tmp_path / VIDEO_FOLDER / names.video_name(7, weights, "a_b", 64, 32, 9)).write_bytes(b"x")
     found = find_videos(tmp_path, [{"nickname": "a_b", "prompt": "x"}], 7)
     assert {(video.weights, video.step) for video in found} == {("base", 0), ("adapter", 7), ("ema", 7)}
