@@ -42,7 +42,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, actions: dict[int, Any]) -> None:
 def noting(path: Path) -> str:
     """A command that writes its arguments down, one line a call."""
     program = f"import sys; open({str(path)!r}, 'a').write(' '.join(sys.argv[1:]) + chr(10))"
-    return f"{sys.executable} -c {shlex.quote(program)}"
+    return f"{shlex.quote(sys.executable)} -c {shlex.quote(program)}"
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no signals to wish with")
