@@ -5,19 +5,22 @@ Only words and numbers; nothing is decided here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from simpletuner.caching.latents import LatentCache
 from simpletuner.caching.prompts import PromptCache
+from simpletuner.config.catalogs.families import FAMILIES, Grid
 from simpletuner.config.catalogs.optimizers import OPTIMIZERS
 from simpletuner.config.catalogs.precisions import is_quantized
 from simpletuner.config.run_config import RunConfig
 from simpletuner.data.batches import BatchStream
 from simpletuner.data.buckets import describe_buckets
 from simpletuner.data.notes import summarize_reasons
-from simpletuner.data.sample import LeftOut, Sample
+from simpletuner.data.sample import BucketKey, LeftOut, Sample
 from simpletuner.events.types import Event, Noticed, StoryTold
+from simpletuner.maths.sigmas import auto_shift
 from simpletuner.models.adapters.layer_names import tell_layers
 from simpletuner.recipes.plan import RunPlan
 from simpletuner.recipes.survey import batch_rules
@@ -107,6 +110,10 @@ def _methods(config: RunConfig, state: TrainState, samples: tuple[Sample, ...]) 
         lines.append(("streaming", f"{streamer.groups} groups wait {place}, two are on the device at a time"))
     if state.average is not None:
         lines.append(("average", f"looks back over about {state.average.horizon_steps:.0f} steps, exported as ema/"))
+    if config.flow.flow_schedule_auto_shift:
+        lines.append(
+            ("noise shift", tell_shifts({s.bucket for s in samples}, FAMILIES[str(config.model.model_family)].grid))
+        )
     given = sum(sample.is_i2v for sample in samples)
     if given and config.flow.ltx_i2v_prob:
         share = f"{config.flow.ltx_i2v_prob:.0%}"
@@ -130,6 +137,13 @@ def _updates(config: RunConfig, state: TrainState) -> Lines:
         where = "in RAM, updates on the CPU" if device != "cpu" else "in RAM anyway: the run is on the CPU"
         lines.append(("optimizer state", where))
     return tuple(lines)
+
+
+def tell_shifts(buckets: Iterable[BucketKey], grid: Grid) -> str:
+    """The automatic shift of the noise levels of each bucket, fewest tokens first."""
+    shapes = {bucket: grid.latent_shape(bucket.width, bucket.height, bucket.num_frames) for bucket in buckets}
+    ordered = sorted(((bucket, math.prod(shape[1:])) for bucket, shape in shapes.items()), key=lambda item: item[1])
+    return ", ".join(f"{auto_shift(count):.2f} for {bucket} ({count:,} tokens)" for bucket, count in ordered)
 
 
 def _left_out_lines(plan: RunPlan) -> list[str]:

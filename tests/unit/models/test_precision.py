@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from simpletuner.config.catalogs.precisions import PRECISIONS, stored_bytes
@@ -125,6 +126,54 @@ def test_every_adapted_layer_learns(build: Callable[..., Trainable], source: Any
     assert not torch.allclose(trained, plain, atol=1e-3)
     with torch.no_grad():
         assert torch.equal(plain, predict(build(precision), source))
+
+
+def first_gradients(trainable: Trainable, source: Any) -> Tensor:
+    """Gradients of the adapters of the first block, one after the other; the adapter must not be at its start."""
+    with torch.no_grad():
+        for number, parameter in enumerate(trainable.parameters.values()):
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+    predict(trainable, source).square().mean().backward()
+    named = [p.grad for n, p in trainable.parameters.items() if n.startswith("transformer_blocks.0.attn1")]
+    return torch.cat([gradient.float().flatten() for gradient in named if gradient is not None])
+
+
+@pytest.mark.parametrize("precision", by_price(QUANTIZED))
+def test_first_gradients_are_those_through_bf16(build: Callable[..., Trainable], source: Any, precision: str) -> None:
+    """Trap 72: not only some gradient reaches the first layer, but the right one.
+
+    Four bits change the weights themselves by a tenth, so that the gradient cannot be that of the original weights
+    (19 % off here for nf4); through every format it must be that of the weights as they are stored.
+    """
+    plain, alike, stored = build("no_change"), build("no_change"), build(precision)
+    layers = dict(alike.transformer.named_modules())
+    for name, layer in stored.transformer.named_modules():
+        is_stored = isinstance(layer, nn.Linear) and "lora_" not in name
+        if is_stored and (type(layer) is not nn.Linear or type(layer.weight.data) is not Tensor):
+            with torch.no_grad():
+                units = torch.eye(layer.in_features, dtype=torch.bfloat16)
+                layers[name].weight.copy_((layer(units).float() - layer(units[:1] * 0).float()).T)
+    through = first_gradients(stored, source)
+
+    def off(other: Tensor) -> float:
+        return ((through - other).norm() / other.norm()).item()
+
+    assert off(first_gradients(alike, source)) < 0.05
+    if "4" not in precision:
+        assert off(first_gradients(plain, source)) < 0.05
+
+
+@pytest.mark.parametrize("adapter", ["lora", "lokr"])
+def test_the_saved_adapter_is_shaped_like_that_of_a_plain_base(
+    build: Callable[..., Trainable], adapter: str, tmp_path: Path
+) -> None:
+    """Trap 73: a quantized base leaves no trace in names, shapes and formats of the file."""
+    found = []
+    for name in ("no_change", "int8-quanto"):
+        path = tmp_path / f"{name}.safetensors"
+        build(name, LOKR if adapter == "lokr" else None).save_weights(path, {})
+        found.append({key: (tensor.dtype, tensor.shape) for key, tensor in load_file(path).items()})
+    assert found[0] == found[1]
 
 
 def test_a_format_without_gradient_is_refused(build: Callable[..., Trainable], source: Any) -> None:
