@@ -168,7 +168,8 @@ def test_the_next_start_uploads_what_is_missing_and_announces_it_once(
     hub: Desk, tmp_path: Path, repository: Path
 ) -> None:
     play(hub, tmp_path, repository, token="hf_wrong")
-    script = f"{shlex.quote(sys.executable)} -c \"import sys; print(sys.argv[1:])\" {{global_step}} {{huggingface_path}} '; rm -rf x'"
+    program = f'{shlex.quote(sys.executable)} -c "import sys; print(sys.argv[1:])"'
+    script = program + " {global_step} {huggingface_path} '; rm -rf x'"
     variables = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1",
                  "PYTHONPATH": str(repository), "HF_TOKEN": "hf_canary", "HF_HUB_OFFLINE": "0"}  # fmt: skip
     for _ in range(2):
