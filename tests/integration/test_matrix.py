@@ -56,10 +56,12 @@ UPDATES: dict[str, dict[str, Any]] = {
     **{
         name: {"optimizer": name}
         for name in (
-            "adamw_bf16", "torch-adamw", "torch-adafactor", "optimi-lion", "optimi-stableadamw", "bnb-adamw8bit",
+            "adamw_bf16", "torch-adamw", "optimi-lion", "optimi-stableadamw", "bnb-adamw8bit",
             "bnb-lion8bit-paged", "muon", "soap", "adamw_schedulefree", "adamw_schedulefree+no_kahan",
         )
     },
+    # Its rate is relative to the weights, and those of an adapter begin at nothing.
+    "torch-adafactor": {"optimizer": "torch-adafactor", "learning_rate": 1},
     "ao-adamw8bit": {"optimizer": "ao-adamw8bit", "optimizer_config": "compiled=false"},
     "prodigy": {"optimizer": "prodigy", "learning_rate": 1, "optimizer_config": "d0=0.01"},
     "released": {"optimizer": "optimi-adamw", "optimizer_release_gradients": True},
@@ -343,10 +345,12 @@ def load_elsewhere(session: Any, config: RunConfig, row: Row, weights: Path) -> 
 
 def assert_close(made: Tensor, live: Tensor, base: Tensor, row: Row) -> None:
     """The same output, up to a part of what the adapter changes: without it that would be 1, with half an alpha 0.5."""
-    effect = (live - base).norm() if row["adapter"] != "full" else live.norm()
+    effect = ((live - base).norm() if row["adapter"] != "full" else live.norm()).item()
     assert effect > 1e-3 * live.norm(), "the adapter changes too little for a comparison"
-    # Diffusers rounds an adapter to the model's format, and bfloat16 has three digits.
-    assert (made - live).norm() / effect < (1e-3 if row["format"] == "float32" else 0.1)
+    # Diffusers rounds an adapter to the model's format; where it changes little, bfloat16's own rounding shows.
+    rounding = live.norm().item() * 2**-8
+    share = 1e-3 if row["format"] == "float32" else max(0.1, min(rounding / effect, 0.3))
+    assert (made - live).norm().item() < share * effect
 
 
 if __name__ == "__main__":
