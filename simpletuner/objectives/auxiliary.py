@@ -7,6 +7,7 @@ An objective is one file here and one row in `config/catalogs/objectives.py`. It
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -121,6 +122,7 @@ class Surroundings:
         feature_width: Width of the teacher's features that batches carry; 0 where they carry none.
         teacher: Makes the teacher's features of a batch where batches carry none: latents [B, C, F, H, W] ->
             [B, F, H, W, E].
+        measured: The adapter without dropout for the length of a block, see `Adapter.measured`.
     """
 
     family: ModelFamily
@@ -134,3 +136,4 @@ class Surroundings:
     device: torch.device
     feature_width: int = 0
     teacher: Callable[[Tensor], Tensor] | None = None
+    measured: Callable[[], AbstractContextManager[None]] = nullcontext

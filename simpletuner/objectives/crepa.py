@@ -18,7 +18,7 @@ from simpletuner.config.sections.guidance import CrepaSection
 from simpletuner.core.errors import UserError
 from simpletuner.data.batch import Batch
 from simpletuner.maths.alignment import alignment_scores, course_weight, neighbour_weights
-from simpletuner.objectives.auxiliary import Drawn, Predict, Seen, Surroundings
+from simpletuner.objectives.auxiliary import Drawn, Predict, Seen, Surroundings, on_device
 from simpletuner.objectives.terms import LossTerm
 
 
@@ -115,9 +115,9 @@ class Crepa:
         neighbours = neighbour_weights(
             frames, settings.crepa_adjacent_distance, settings.crepa_adjacent_tau,
             cumulative=settings.crepa_cumulative_neighbors,
-        ).to(projected.device, non_blocking=True)  # fmt: skip
+        )  # fmt: skip
         scores, own = alignment_scores(
-            projected, teacher, neighbours, by_frames=settings.crepa_normalize_by_frames,
+            projected, teacher, on_device(neighbours, projected), by_frames=settings.crepa_normalize_by_frames,
             by_weights=settings.crepa_normalize_neighbour_sum,
         )  # fmt: skip
         score, similarity = scores.mean(), own.mean()

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import cache
 from typing import Final
 
 import torch
@@ -22,6 +24,7 @@ from simpletuner.maths.rollout import compensation_weights, draw_offsets, drift_
 from simpletuner.maths.solvers import SOLVERS, Memory, Solver
 from simpletuner.objectives.auxiliary import Drawn, Predict, Seen, Surroundings, on_device
 from simpletuner.objectives.terms import LossTerm
+from simpletuner.runtime.modes import evaluating
 from simpletuner.runtime.random import draw_uniform
 
 CHOICE_STREAM: Final = "rollout-choice"
@@ -37,8 +40,16 @@ class Rollout:
     blocks: tuple[int, ...] = ()
     companion: nn.Module | None = None
 
-    def __init__(self, settings: RolloutSection, transformer: nn.Module, grid: Grid, seed: int) -> None:
+    def __init__(
+        self,
+        settings: RolloutSection,
+        transformer: nn.Module,
+        grid: Grid,
+        seed: int,
+        measured: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._settings = settings
+        self._measured = measured
         self._transformer = transformer
         self._grid = grid
         self._seed = seed
@@ -70,7 +81,7 @@ class Rollout:
         if not rolled.any():
             return drawn
         clean = None
-        with self._evaluating():
+        with torch.no_grad(), evaluating(self._transformer), self._measured():
             arrived = self._walk(predict, drawn, paths)
             if self._settings.reflexflow:
                 clean = predict(drawn.noised, drawn.device_sigmas, drawn.first_sigmas)
@@ -141,28 +152,6 @@ class Rollout:
 
         return weigh
 
-    def _evaluating(self) -> _Evaluating:
-        return _Evaluating(self._transformer)
-
-
-class _Evaluating:
-    """No gradients and no dropout while open; modes are given back."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._no_grad = torch.no_grad()
-        self._trained: list[nn.Module] = []
-
-    def __enter__(self) -> None:
-        self._trained = [module for module in self._model.modules() if module.training]
-        self._model.eval()
-        self._no_grad.__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        self._no_grad.__exit__(*error)
-        for module in self._trained:
-            module.training = True
-
 
 def _grid_of(latents: Tensor) -> tuple[int, int, int]:
     frames, height, width = latents.shape[2:]
@@ -185,7 +174,8 @@ def build_rollout(surroundings: Surroundings) -> Rollout:
     """Scheduled sampling on the inference schedule of the model's release."""
     family, source, settings = surroundings.family, surroundings.source, surroundings.rollout
 
+    @cache
     def grid(size: tuple[int, int, int]) -> Tensor:
         return family.noise_levels(source, settings.scheduled_sampling_grid_steps, size)
 
-    return Rollout(settings, surroundings.transformer, grid, surroundings.seed)
+    return Rollout(settings, surroundings.transformer, grid, surroundings.seed, surroundings.measured)

@@ -35,6 +35,7 @@ def build_objective(
             trainable.device,
             teaching.width,
             teaching.live,
+            trainable.adapter.measured,
         )
     )
     if not further:

@@ -19,6 +19,7 @@ from simpletuner.data.batch import Batch
 from simpletuner.data.sample import Sample
 from simpletuner.models.family import ModelFamily, Source
 from simpletuner.objectives.flow_matching import loss_at
+from simpletuner.runtime.modes import evaluating
 from simpletuner.runtime.random import draw_normal
 from simpletuner.runtime.seeds import stream_seed
 
@@ -180,12 +181,6 @@ def _key(sample: Sample) -> str:
 @contextlib.contextmanager
 def undisturbed(transformer: nn.Module) -> Iterator[None]:
     """The model in evaluation mode and without gradients; all modes and random states come back as they were."""
-    training = [module for module in transformer.modules() if module.training]
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.no_grad(), torch.random.fork_rng(devices=devices):
-        transformer.eval()
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
+    with torch.no_grad(), torch.random.fork_rng(devices=devices), evaluating(transformer):
+        yield

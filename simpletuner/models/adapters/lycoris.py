@@ -34,6 +34,7 @@ from simpletuner.models.adapters.lycoris_start import start_lokr_near_base
 from simpletuner.models.adapters.lycoris_targets import PREFIX, found_layers, owner_class, refuse_idle_targets
 from simpletuner.models.adapters.weights_file import REPLACING_KINDS, read_settings
 from simpletuner.models.family import ModelFamily
+from simpletuner.runtime.modes import evaluating
 from simpletuner.runtime.seeds import stream_seed
 
 START_STREAM = "lycoris-start"
@@ -295,15 +296,9 @@ class LycorisAdapter:
         with self.measured(), nullcontext() if self._strength == 1.0 else self._scaled(self._strength):
             yield
 
-    @contextlib.contextmanager
-    def measured(self) -> Iterator[None]:
+    def measured(self) -> AbstractContextManager[None]:
         # The network is no part of the transformer, whose own `eval` does not switch its dropout off.
-        was_training = self._network.training
-        self._network.eval()
-        try:
-            yield
-        finally:
-            self._network.train(was_training)
+        return evaluating(self._network)
 
     @contextlib.contextmanager
     def _scaled(self, strength: float) -> Iterator[None]:

@@ -5,8 +5,7 @@ Scheduler and positions follow the release table, not the checkpoint's scheduler
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from simpletuner.models.ltxvideo.denoising import denoise
 from simpletuner.models.ltxvideo.positions import SPATIAL, TEMPORAL
 from simpletuner.models.ltxvideo.source import LTXSource
 from simpletuner.models.ltxvideo.versions import Schedule
+from simpletuner.runtime.modes import evaluating
 
 # Shift of the 0.9.0/0.9.1 schedule: exp(mu), mu linear in the token count, from their scheduler files.
 _SHIFT_TOKENS = (1024, 4096)
@@ -61,7 +61,7 @@ def generate_latents(
     """
     picture = request.first_frame
     first = None if picture is None else autoencoder.encode(picture[None, :, None])
-    with _evaluating(transformer):
+    with evaluating(transformer):
         return denoise(transformer, source, request, levels_of(source, request), first, on_step)
 
 
@@ -100,14 +100,3 @@ def noise_levels(schedule: Schedule, steps: int, tokens: int) -> Tensor:
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
     levels: Tensor = scheduler.sigmas
     return levels
-
-
-@contextlib.contextmanager
-def _evaluating(transformer: nn.Module) -> Iterator[None]:
-    training = [module for module in transformer.modules() if module.training]
-    transformer.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

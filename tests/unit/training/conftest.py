@@ -131,7 +131,8 @@ def make_small_run(
     settings = {"learning_rate": 1e-2, "lr_scheduler": "linear", "lr_warmup_steps": 3, **schedule}
     config = SimpleNamespace(
         model=ModelSection(model_type="full" if full else "lora"),
-        adapter=adapter or AdapterSection(lora_rank=rank, lora_dropout=dropout),
+        adapter=adapter
+        or AdapterSection(lora_type="lycoris" if lycoris else "standard", lora_rank=rank, lora_dropout=dropout),
         lycoris=lycoris,
         precision=PrecisionSection(mixed_precision="no", gradient_precision=gradient_precision),
         memory=MemorySection(gradient_checkpointing=checkpointing, set_grads_to_none=not keeps_gradients),

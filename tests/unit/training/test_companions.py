@@ -35,7 +35,7 @@ def with_objectives(run: Any, **crepa: Any) -> Any:
             RolloutSection(scheduled_sampling_max_step_offset=2, scheduled_sampling_probability=0.5,
                            scheduled_sampling_sampler="unipc"),
             AuxiliarySection(temporal_difference_weight=0.1),
-            state.seed, state.total_steps, torch.device("cpu"), FEATURES, teach,
+            state.seed, state.total_steps, torch.device("cpu"), FEATURES, teach, state.trainable.adapter.measured,
         )
     )  # fmt: skip
     modules = {name: one.companion for name, one in further.items() if one.companion is not None}
@@ -64,7 +64,12 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"optimizer": "adamw_bf16"}, {"lycoris": LOKR}, {"full": True}, {"batch_size": 2, "accumulation": 2}],
+    [
+        {"optimizer": "adamw_bf16"},
+        {"lycoris": LOKR},
+        {"full": True},
+        {"batch_size": 2, "accumulation": 2},
+    ],
     ids=["lora", "lokr", "full", "accumulation"],
 )
 def test_a_run_with_every_objective_continues_bit_for_bit(
@@ -131,6 +136,20 @@ def test_the_loss_told_is_the_loss_trained(small_run: Callable[..., Any]) -> Non
     )  # fmt: skip
     assert event.loss == pytest.approx(expected, rel=1e-5)
     assert {"crepa_alignment_score", "crepa_similarity_self", "rollout/forwards"} <= set(terms)
+
+
+def test_trap_57_a_lycoris_network_drops_nothing_out_in_the_roll_out(small_run: Callable[..., Any]) -> None:
+    """It is no part of the transformer, whose evaluation mode does not reach it."""
+    dropping = LycorisFile(algo="locon", multiplier=1.0, linear_alpha=4, linear_dim=4, dropout=0.5)
+    run = with_objectives(small_run(lycoris=dropping, batch_size=4))
+    network = run.state.trainable.adapter._network
+    modes: list[tuple[bool, bool]] = []
+    run.state.trainable.transformer.register_forward_pre_hook(
+        lambda *_: modes.append((torch.is_grad_enabled(), any(module.training for module in network.modules())))
+    )
+    train(run, 3)
+    assert (False, False) in modes
+    assert set(modes) == {(False, False), (True, True)}
 
 
 def test_it_is_adamw(small_run: Callable[..., Any]) -> None:
