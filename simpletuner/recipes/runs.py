@@ -21,6 +21,7 @@ from simpletuner.events.run_state import RunState, read_run_state
 from simpletuner.events.sinks.journal import JOURNAL
 from simpletuner.runtime.lock import is_held
 from simpletuner.training.manifest import is_complete
+from simpletuner.validation.run_record import options_of, read_document
 
 DEPTH = 3  # folders below a named one that are looked into
 _CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
@@ -101,7 +102,7 @@ def read_run(folder: Path) -> FoundRun | None:
     facts = read_run_state(folder)
     if facts is None:
         return None
-    options, versions = _options(folder), _read_json(folder / VERSIONS_FILE)
+    options, versions = options_of(read_document(folder / CONFIG_FILE)), read_document(folder / VERSIONS_FILE)
     command, missing = _command(options)
     return FoundRun(
         folder, _state(facts, held), facts, _newest_checkpoint(folder), str(versions.get("working_folder", "")),
@@ -164,16 +165,3 @@ def _written(value: Any) -> str:
     if isinstance(value, (dict, list)):
         return json.dumps(value)
     return value if isinstance(value, str) else show(value)
-
-
-def _options(folder: Path) -> dict[str, Mapping[str, Any]]:
-    sections = _read_json(folder / CONFIG_FILE).get("options", {})
-    return {name: facts for options in sections.values() for name, facts in options.items()}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

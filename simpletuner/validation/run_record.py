@@ -163,7 +163,7 @@ def read_run(folder: Path) -> RunRecord:
     last = starts[-1]
     kept = [event for start in _since_fresh(starts) for event in start]
     metrics = list(read_metrics(folder))
-    document = _read_json(folder / CONFIG_FILE)
+    document = read_document(folder / CONFIG_FILE)
     end: dict[str, Any] = next((event for event in reversed(last) if event["kind"] == "run_finished"), {})
     told_steps = [int(e["step"]) for e in kept if e["kind"] in ("step_finished", "run_finished", "checkpoint_saved")]
     return RunRecord(
@@ -181,8 +181,8 @@ def read_run(folder: Path) -> RunRecord:
         spans=find_spans(_since_fresh(starts)),
         evaluations=_evaluations(kept),
         datasets=tuple(document.get("datasets", ())) + tuple(document.get("eval_datasets", ())),
-        options=_options(document),
-        versions=_read_json(folder / VERSIONS_FILE),
+        options=options_of(document),
+        versions=read_document(folder / VERSIONS_FILE),
     )
 
 
@@ -322,12 +322,13 @@ def _seconds_between(first: Mapping[str, Any], last: Mapping[str, Any]) -> float
     return (moments[1] - moments[0]).total_seconds()
 
 
-def _options(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def options_of(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Option -> its value and origin, of a `resolved_config.json`."""
     sections = document.get("options", {})
     return {name: facts for options in sections.values() for name, facts in options.items()}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_document(path: Path) -> dict[str, Any]:
     """Content of a JSON file; empty when it is missing or was never finished."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
