@@ -20,7 +20,8 @@ from simpletuner.config.table import SECTIONS
 from simpletuner.config.values import show
 from simpletuner.events.wording import told_size
 from simpletuner.recipes.check import Checked
-from simpletuner.recipes.forecast import CardForecast, Forecast, told_seconds
+from simpletuner.recipes.forecast import CardForecast, Forecast
+from simpletuner.recipes.time_forecast import told_seconds
 
 DASH = "–"
 VERDICTS = {"fits": "green", "tight": "yellow", "too large": "red"}

@@ -1,0 +1,167 @@
+"""What a run holds in the memory of one card, phase by phase and part by part.
+
+Weights, states and gradients are counted exactly; activations by constants counted on the real classes
+(`models/*/cost.py`). No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from simpletuner.config.catalogs.cards import CardRow
+from simpletuner.data.sample import BucketKey
+from simpletuner.recipes.disk_plan import AVERAGE_BYTES, trained_values
+from simpletuner.recipes.forecast_task import Task
+from simpletuner.recipes.run_length import video_sizes
+
+Verdict = Literal["fits", "tight", "too large"]
+
+TIGHT_SHARE = 0.9  # of the card's memory; above it a forecast cannot promise that it fits
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of one card.
+
+    Attributes:
+        phases: Phase -> part -> bytes; phases follow each other, so the largest counts.
+        limit_bytes: What the card has.
+    """
+
+    phases: Mapping[str, Mapping[str, float]]
+    limit_bytes: float
+
+    @property
+    def peak_bytes(self) -> float:
+        """The largest phase."""
+        return max((sum(parts.values()) for parts in self.phases.values()), default=0.0)
+
+    @property
+    def peak_phase(self) -> str:
+        """Its name."""
+        return max(self.phases, key=lambda phase: sum(self.phases[phase].values()))
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether it fits; between 90 % and all of the memory is "tight"."""
+        share = self.peak_bytes / self.limit_bytes
+        return "fits" if share <= TIGHT_SHARE else "tight" if share <= 1 else "too large"
+
+
+def forecast_memory(task: Task, card: CardRow) -> Memory:
+    """The memory of a run on `card`."""
+    return _Scales(task).memory(card)
+
+
+class _Scales:
+    """Weighs each phase of one run."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def memory(self, card: CardRow) -> Memory:
+        phases: dict[str, Mapping[str, float]] = {}
+        if self._task.data is not None:
+            phases["encoding captions"] = self._caption_memory(card)
+            phases["encoding clips"] = self._clip_memory(card)
+            phases["training"] = self._training_memory(card)
+        if self._task.length.validations:
+            phases["validation"] = self._validation_memory(card)
+        return Memory(phases, card.memory_bytes or self._task.machine.memory_bytes)
+
+    def _held(self, card: CardRow) -> dict[str, float]:
+        """What stays on the card from the first step to the last."""
+        t, values = self._task.trained, trained_values(self._task.cost, self._task.trained)
+        offloaded = self._task.config.optimizer.optimizer_cpu_offload_method == "cpu" and not card.per_core
+        states = 0.0 if offloaded else values * t.state_bytes
+        held = {"trained values": values * t.parameter_bytes, "optimizer states": states}
+        if t.kind == "lora":
+            held = {"weights": self._task.streaming.resident_bytes, **held}
+        average = self._task.config.average
+        if average.use_ema and average.ema_device == "accelerator":
+            held["averaged weights"] = values * AVERAGE_BYTES
+        return held
+
+    def _caption_memory(self, card: CardRow) -> dict[str, float]:
+        tokens = self._task.text_tokens * self._task.config.caching.text_encoder_batch_size
+        return {
+            "text encoder": self._task.cost.stored_bytes(
+                "text", str(self._task.config.precision.text_encoder_1_precision), self._task.text_bytes
+            ),
+            # The widest moment of a T5 layer: input, two branches of the feed-forward part and their product.
+            "activations": tokens * self._task.cost.text_width * 10.0 * self._task.trained.weight_bytes,
+            "context": card.context_bytes,
+        }
+
+    def _clip_memory(self, card: CardRow) -> dict[str, float]:
+        buckets = set(self._task.data.encoded_buckets) if self._task.data else set()
+        batch = self._task.config.caching.vae_batch_size
+        return {
+            "autoencoder": self._task.autoencoder_bytes,
+            "activations": _largest(
+                buckets, lambda b: self._task.cost.encode_bytes(
+                    b.width, b.height, b.num_frames, tiling=self._task.tiling, value_bytes=self._task.vae_bytes
+                )
+            ),
+            "pixels": _largest(buckets, lambda b: 3.0 * b.width * b.height * b.num_frames * 4 * batch),
+            "context": card.context_bytes,
+        }  # fmt: skip
+
+    def _training_memory(self, card: CardRow) -> dict[str, float]:
+        lines = self._task.data.buckets if self._task.data else ()
+        tokens = max((line.tokens * line.batch_size for line in lines), default=0)
+        batch = max((line.batch_size for line in lines), default=0)
+        channels = max((line.latent_shape[0] for line in lines), default=0)
+        # Latents, noise, mixture and target in float32, and the text features.
+        inputs = tokens * channels * 4 * 4.0 + batch * self._task.text_tokens * self._task.cost.text_width * 4.0
+        return {
+            **self._held(card),
+            "gradients": self._gradients_held() * self._gradient_bytes,
+            "activations": self._task.cost.activation_bytes(tokens, self._task.trained),
+            "batch": inputs,
+            "context": card.context_bytes,
+        }
+
+    @property
+    def _gradient_bytes(self) -> float:
+        """Bytes of a gradient; over several micro-batches they add up in float32 (`training/gradient_sums.py`)."""
+        adds_up = self._task.config.schedule.gradient_accumulation_steps > 1
+        adds_up = adds_up and self._task.config.precision.gradient_precision != "unmodified"
+        return 4.0 if adds_up else float(self._task.trained.parameter_bytes)
+
+    def _gradients_held(self) -> int:
+        """Gradients in memory together: all of them, or the largest where they are released."""
+        if not self._task.config.optimizer.optimizer_release_gradients:
+            return trained_values(self._task.cost, self._task.trained)
+        sides = self._task.cost.linear_layers.values()
+        if self._task.trained.kind == "full":
+            return max(rows * columns for rows, columns in sides)
+        return self._task.trained.lora_rank * max(max(pair) for pair in sides)
+
+    def _validation_memory(self, card: CardRow) -> dict[str, float]:
+        task, settings = self._task, self._task.config.validation
+        sizes = video_sizes(task.config)
+        tokens = max((task.video_tokens(w, h) for w, h in sizes), default=0)
+        halves = 2 if settings.validation_guidance > 1 else 1
+        once = replace(task.trained, checkpointing=1.0)
+        decoding = max(
+            (
+                task.cost.decode_bytes(w, h, settings.num_frames, tiling=task.tiling, value_bytes=task.vae_bytes)
+                for w, h in sizes
+            ),
+            default=0.0,
+        )
+        # A forward pass without gradients holds less than one block going backward.
+        sampling = task.cost.activation_bytes(tokens * halves, once) / 2
+        return {
+            **self._held(card),
+            "autoencoder": task.autoencoder_bytes,
+            "activations": max(sampling, decoding),
+            "context": card.context_bytes,
+        }
+
+
+def _largest(items: Iterable[BucketKey], size: Callable[[BucketKey], float]) -> float:
+    return max((size(item) for item in items), default=0.0)
