@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
 from simpletuner.core.catalog import did_you_mean
 from simpletuner.core.errors import ExitCode, UserError
@@ -119,6 +118,8 @@ def help_text() -> str:
 
 def own_version() -> str:
     """Version of the installed package; "unknown" when it runs from a bare checkout."""
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version("simpletuner")
     except PackageNotFoundError:

@@ -6,6 +6,7 @@ what any key means.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,8 @@ from simpletuner.core.errors import Problem, UserError
 
 KeyPath = tuple[str | int, ...]
 POSITION = re.compile(r"line (\d+) column (\d+)")
+# What a key or a value begins with: a whole text, an opening bracket, or a number or word.
+JSON_START = re.compile(r""""(?:[^"\\]|\\.)*"|[{[]|[^][{},:\s"]+""")
 ENV_REFERENCE = re.compile(r"\{env:([^{}]*)\}")
 
 
@@ -51,6 +54,54 @@ def read_json(path: Path, name: str) -> Document:
 
 def parse_json(text: str, name: str) -> Document:
     """Like `read_json`, for a text at hand."""
+    plain = _parse_plain_json(text, name)
+    return _parse_tolerantly(text, name) if plain is None else plain
+
+
+def _parse_plain_json(text: str, name: str) -> Document | None:
+    """A text that is JSON by the letter; None when it takes the tolerant parser, whose import alone is slow."""
+    repeated = []
+
+    def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            repeated.append(pairs)
+        return found
+
+    lines: dict[KeyPath, int] = {}
+    starts = _start_lines(text)
+    try:
+        value = json.loads(text, object_pairs_hook=keep)
+        next(starts)  # of the whole
+        _note_lines(value, (), starts, lines)
+    except (ValueError, RecursionError):
+        return None
+    return None if repeated else Document(name, value, lines)
+
+
+def _start_lines(text: str) -> Iterator[int]:
+    """The line of each key and each value of a JSON text, in their order."""
+    line, counted = 1, 0
+    for found in JSON_START.finditer(text):
+        line += text.count("\n", counted, found.start())
+        counted = found.start()
+        yield line
+
+
+def _note_lines(value: Any, path: KeyPath, starts: Iterator[int], lines: dict[KeyPath, int]) -> None:
+    """Walk through `value` beside the beginnings of its parts."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            lines[(*path, key)] = next(starts)
+            next(starts)  # of the item, which is placed by its key
+            _note_lines(item, (*path, key), starts, lines)
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            lines[(*path, number)] = next(starts)
+            _note_lines(item, (*path, number), starts, lines)
+
+
+def _parse_tolerantly(text: str, name: str) -> Document:
     from json5.loader import ModelLoader, loads
 
     wrapped = _needs_braces(text)

@@ -12,16 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-
 from simpletuner.core.errors import UserError
 
 WEIGHTS_SUFFIX = ".safetensors"
@@ -75,6 +65,9 @@ class Place:
         if self.is_local:
             return self.path
         self._refuse_paths()
+        # Imported here, for the Hub client takes longer to import than a local checkpoint to find.
+        from huggingface_hub import snapshot_download
+
         with _told_hub_errors(self.name):
             return Path(snapshot_download(self.name, revision=self.revision, allow_patterns=list(patterns)))
 
@@ -90,6 +83,8 @@ class Place:
                 "A weights file is a local path, or `owner/repository/file.safetensors` on the Hub",
                 "Correct the path",
             )
+        from huggingface_hub import hf_hub_download
+
         with _told_hub_errors(self.name):
             return Path(hf_hub_download(f"{owner}/{repository}", inside, revision=self.revision))
 
@@ -106,6 +101,15 @@ class Place:
 @contextlib.contextmanager
 def _told_hub_errors(name: str) -> Iterator[None]:
     """Turn the Hub client's failures into sentences; the cause stays attached."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
     try:
         yield
     except (GatedRepoError, RepositoryNotFoundError) as error:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from simpletuner.config.documents import fill_environment, parse_json, read_env, read_json, read_toml
 from simpletuner.core.errors import UserError
@@ -34,6 +37,25 @@ def test_every_key_and_item_has_its_line() -> None:
     assert document.place(0, "video", "num_frames") == "x.json:5"
     assert document.place(1) == "x.json:7"
     assert document.place(9) == "x.json"
+
+
+# The tolerant parser leaves escaped pairs of surrogates apart, so that its texts end at 0xffff.
+TEXTS = st.text(st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"]), max_size=4)
+TREES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXTS,
+    lambda parts: st.lists(parts, max_size=3) | st.dictionaries(TEXTS, parts, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(TREES, st.sampled_from([None, 0, 2]), st.booleans())
+def test_plain_json_is_read_as_the_tolerant_parser_reads_it(tree: object, indent: int | None, plain: bool) -> None:
+    """A remark behind it sends the same text to the other parser: values and lines must agree."""
+    text = json.dumps(tree, indent=indent, ensure_ascii=plain)
+    quick, slow = parse_json(text, "x.json"), parse_json(text + "  // remark", "x.json")
+    assert quick.value == slow.value == tree
+    assert quick.lines == slow.lines
 
 
 def test_byte_order_mark(tmp_path: Path) -> None:
