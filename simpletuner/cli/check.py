@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from simpletuner.cli.progress import LateProgress
-from simpletuner.cli.tell import console_for, summary, tell_problems
+from simpletuner.cli.tell import summary, tell_problems
 from simpletuner.config.sources import process_environment
 from simpletuner.core.errors import ExitCode, Severity
 
@@ -37,7 +37,7 @@ def run(words: list[str]) -> int:
     checked = check_run(words, process_environment(), Path.cwd(), LateProgress(), with_data=with_data)
     tell_problems(checked.problems, sys.stdout)
     verdict = "This cannot be trained yet" if checked.has_errors else "This can be trained"
-    console_for(sys.stdout).print(f"{verdict}: {summary(checked.problems)}.")
+    sys.stdout.write(f"{verdict}: {summary(checked.problems)}.\n")
     if checked.has_errors:
         return ExitCode.USER
     worst = {problem.severity for problem in checked.problems}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from simpletuner.events.types import Event, StageAdvanced, StageFinished, StageStarted
+if TYPE_CHECKING:
+    from simpletuner.events.types import Event, StageStarted
 
 QUIET_SECONDS = 1.5
 PAUSE_TERMINAL_SECONDS, PAUSE_PIPE_SECONDS = 0.2, 10.0
@@ -23,6 +24,9 @@ class LateProgress:
 
     def __call__(self, event: Event) -> None:
         """Take one event."""
+        # Imported here: a check of the configuration alone has no events.
+        from simpletuner.events.types import StageAdvanced, StageFinished, StageStarted
+
         if isinstance(event, StageStarted):
             self._labels[event.stage] = event
         elif isinstance(event, StageAdvanced) and event.stage in self._labels:

@@ -36,7 +36,7 @@ STABLE_LOHA_DIMENSION = 32
 class LayerSettings(BaseModel):
     """What may be said of one group of layers; absent values come from the file as a whole."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", strict=False)
+    model_config = ConfigDict(frozen=True, extra="allow", strict=False, defer_build=True)
 
     algo: str | None = None
     linear_dim: int | None = Field(None, ge=1)
@@ -64,7 +64,7 @@ class LayerSettings(BaseModel):
 class LayerChoice(BaseModel):
     """The block `apply_preset`: which layers, by class or by name."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", defer_build=True)
 
     target_module: list[str] = Field(default_factory=list)
     target_name: list[str] = Field(default_factory=list)

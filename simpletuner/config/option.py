@@ -87,7 +87,10 @@ def option(
 class Section(BaseModel):
     """A group of options that one concern reads; frozen once validated."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False, protected_namespaces=())
+    # Most sections keep their defaults: only those that are given something build their validators.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=False, protected_namespaces=(), defer_build=True
+    )
 
     @classmethod
     def facts(cls, name: str) -> OptionFacts:

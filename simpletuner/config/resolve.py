@@ -314,14 +314,13 @@ def _build(
     values = {**_as_read(values), **named.replaced}
     origin = default_origin(str(values["model_family"]))
     origins = {**dict.fromkeys(reading.family_defaults, origin), **reading.origins}
+    given: dict[str, dict[str, Any]] = {attribute: {} for attribute in SECTIONS}
+    for name in origins:
+        if values[name] != table[name].default:
+            given[table[name].section][name] = values[name]
     sections: dict[str, Any] = {
-        attribute: section.model_validate(
-            {
-                name: values[name]
-                for name in section.model_fields
-                if name in origins and values[name] != table[name].default
-            }
-        )
+        # Defaults are not validated, so that a section of defaults needs no validator.
+        attribute: section.model_validate(given[attribute]) if given[attribute] else section.model_construct()
         for attribute, section in SECTIONS.items()
     }
     return RunConfig(

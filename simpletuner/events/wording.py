@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from simpletuner.events.types import RolledBack, StepSkipped
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from simpletuner.events.types import RolledBack, StepSkipped
 
 _NAMED_SAMPLES = 8
 

@@ -21,8 +21,6 @@ from simpletuner.config.values import show
 from simpletuner.core.catalog import did_you_mean
 from simpletuner.core.errors import Problem, Severity, UserError
 from simpletuner.events.choice import missing_packages
-from simpletuner.events.sinks.hub_preflight import examine_hub
-from simpletuner.events.types import Event
 from simpletuner.models.adapter_cost import is_named
 from simpletuner.models.cost import ModelCost, cost_source
 from simpletuner.recipes.forecast import CardForecast, Forecast, choose_cards, forecast_run, own_card
@@ -31,6 +29,7 @@ from simpletuner.runtime.hub import HubProbe
 from simpletuner.runtime.machine import Machine, find_machine
 
 if TYPE_CHECKING:
+    from simpletuner.events.types import Event
     from simpletuner.recipes.survey import Survey
 
 # What is checked here about single options, for their pages in `simpletuner options NAME`.
@@ -117,9 +116,7 @@ def check_run(
         return Checked(tuple(found), examination, None, None, machine)
     probe = _ask_hub(config)
     found += _machine_rules(draft, machine)
-    option = "push_to_hub" if draft.values["push_to_hub"] else "push_checkpoints_to_hub"
-    folder = Path(config.checkpoint.output_dir)
-    found += examine_hub(config.reporting, folder, seconds=HUB_SECONDS, may_create=False, where=draft.place(option))
+    found += _uploads(config, draft)
     found += missing_packages(config.reporting, draft.place("report_to"), config.places)
     survey = None
     if with_data and config.datasets and config.model.model_family:
@@ -215,6 +212,17 @@ def _ask_hub(config: RunConfig) -> HubProbe | None:
         return None
     missing = cost_source(str(config.model.model_family)).missing_repositories(config.model)
     return HubProbe() if missing else None
+
+
+def _uploads(config: RunConfig, draft: Draft) -> list[Problem]:
+    option = next((name for name in ("push_to_hub", "push_checkpoints_to_hub") if draft.values[name]), None)
+    if option is None:
+        return []
+    # Imported here, for few runs that are checked upload anything.
+    from simpletuner.events.sinks.hub_preflight import examine_hub
+
+    folder = Path(config.checkpoint.output_dir)
+    return examine_hub(config.reporting, folder, seconds=HUB_SECONDS, may_create=False, where=draft.place(option))
 
 
 def _hub_answer(probe: HubProbe | None, config: RunConfig, draft: Draft) -> Iterator[Problem]:
