@@ -24,6 +24,7 @@ from simpletuner.data.storage import FactTable, Listing, Storage, StoredFile
 
 LINE_BREAKS = re.compile(r"\r\n|\r|\n")
 MANIFESTS = ("metadata.jsonl", "captions.jsonl", "prompts.jsonl")
+READ_AT_ONCE, SHARES = 64, 8  # caption files handed to a thread at once; pieces of work that each thread gets at least
 SHOWN = 5  # emptied captions quoted in a note
 NAMED = 500  # files named in one message; a terminal holds no more
 
@@ -65,9 +66,13 @@ class CaptionSource:
         """Read the files beside `paths` with several threads; those remembered are not opened."""
         files = [file for file in map(self._sidecar_of, paths) if file is not None and file.path not in self._texts]
         missing = [file for file in files if not self._recall(file)]
+        # Handing over one small file at a time costs more than reading it.
+        size = min(READ_AT_ONCE, max(1, len(missing) // (SHARES * max(1, workers))))
+        chunks = [missing[first : first + size] for first in range(0, len(missing), size)]
         with ThreadPoolExecutor(max(1, workers), thread_name_prefix="captions") as pool:
-            for file, text in zip(missing, pool.map(self._open, missing), strict=True):
-                self._store(file, text)
+            for chunk, texts in zip(chunks, pool.map(self._open_all, chunks), strict=True):
+                for file, text in zip(chunk, texts, strict=True):
+                    self._store(file, text)
 
     def text_beside(self, path: str) -> tuple[str, str]:
         """(name, text) of the caption file beside `path`.
@@ -121,6 +126,9 @@ class CaptionSource:
             return read_caption_file(self._storage, file.path)
         except Unfit as unfit:
             return unfit
+
+    def _open_all(self, files: Sequence[StoredFile]) -> list[str | Unfit]:
+        return [self._open(file) for file in files]
 
     def _store(self, file: StoredFile, text: str | Unfit) -> None:
         self._texts[file.path] = text

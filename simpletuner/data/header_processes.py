@@ -23,7 +23,7 @@ from simpletuner.data.headers import READY, Media, read_answer, write_question
 from simpletuner.data.sample import UnreadMedia
 from simpletuner.data.storage import StoredFile
 
-ASKED_AT_ONCE = 16
+ASKED_AT_ONCE = 64  # while a chunk is asked for, its process waits
 # The imports and the header of one file; a file without an index is read to its end, over a slow network perhaps.
 LONGEST_START_SECONDS = 120.0
 LONGEST_READ_SECONDS = 60.0
@@ -80,7 +80,7 @@ def read_in_processes(headers: Iterable[LocalHeader], processes: int, program: s
             reader.thread.start()
         while any(reader.thread.is_alive() for reader in readers) or not work.answers.empty():
             with contextlib.suppress(queue.Empty):
-                yield work.answers.get(timeout=WATCHED_EVERY_SECONDS)
+                yield from work.answers.get(timeout=WATCHED_EVERY_SECONDS)
             for reader in readers:
                 reader.end_if_stuck()
     finally:
@@ -99,7 +99,7 @@ class _Work:
         self._returned: list[LocalHeader] = []
         self._lock = threading.Lock()
         self._is_closed = False
-        self.answers: queue.SimpleQueue[Answered] = queue.SimpleQueue()
+        self.answers: queue.SimpleQueue[list[Answered]] = queue.SimpleQueue()
 
     def take(self) -> list[LocalHeader]:
         """The next headers, all of one folder; none when there are no more."""
@@ -187,16 +187,20 @@ class _Reader:
         with contextlib.suppress(OSError):  # it is gone, as the next line shows
             _pipe(self._process.stdin).write(write_question(chunk[0].root, [header.file for header in chunk]))
             _pipe(self._process.stdin).flush()
-        for place, header in enumerate(chunk):
-            begun = time.monotonic()
-            line = self._read_line(header.patience_seconds)
-            if not line.endswith(b"\n"):
-                verdict = self._verdict(time.monotonic() - begun, header)
-                if not self._is_ended:
-                    self.work.answers.put((header, (verdict, "")))
-                return chunk[place + 1 :]
-            self.work.answers.put((header, read_answer(line)))
-        return []
+        answers: list[Answered] = []
+        try:
+            for place, header in enumerate(chunk):
+                begun = time.monotonic()
+                line = self._read_line(header.patience_seconds)
+                if not line.endswith(b"\n"):
+                    verdict = self._verdict(time.monotonic() - begun, header)
+                    if not self._is_ended:
+                        answers.append((header, (verdict, "")))
+                    return chunk[place + 1 :]
+                answers.append((header, read_answer(line)))
+            return []
+        finally:
+            self.work.answers.put(answers)
 
     def _read_line(self, patience_seconds: float) -> bytes:
         """A line of the process; without an end when it is gone, or was killed because it took too long."""

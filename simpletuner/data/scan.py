@@ -26,7 +26,7 @@ from simpletuner.data.sample import MediaInfo, Unfit
 from simpletuner.data.storage import FactTable, LocalStorage, Storage, StoredFile, open_facts
 from simpletuner.events.types import Event, StageAdvanced, StageFinished, StageStarted
 
-SAVED_AT_ONCE = 256  # findings per transaction
+SAVED_AT_ONCE = 4096  # findings per transaction, each of which waits for the disk
 SAVED_AFTER_SECONDS = 2.0
 PROBE_EVENTS = 200  # at most so many progress events per stage
 # FFmpeg's opening of a file holds the interpreter's lock: more threads on local files only wait for each other
