@@ -302,4 +302,5 @@ def test_the_index_alone_tells_what_a_full_look_tells(
     )
     storage = LocalStorage(tmp_path)
     file = storage.stat(path.name)
-    assert _probe_video(storage, file, by_index=True) == _probe_video(storage, file) == probe(storage, path.name)
+    by_index = _probe_video(storage, file, "", by_index=True)
+    assert by_index == _probe_video(storage, file, "") == probe(storage, path.name)
