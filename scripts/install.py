@@ -120,6 +120,9 @@ def install(folder: Path, dev: bool) -> None:
         make_environment(folder, uv)
     python = environment_python(folder)
     run_installer(install_command(python, uv, source, project_name(machine.build, dev)), uv)
+    # The project is installed where it stands, so that nobody compiles it; where Python may not keep what it compiles,
+    # each start would do it again.
+    subprocess.run([str(python), "-m", "compileall", "-q", "simpletuner"], cwd=ROOT, check=False)
     torch_version = ask_torch_version(python)
     stamp = {
         "state": "ready",

@@ -198,11 +198,11 @@ class LocalStorage:
         return Listing(tuple(sorted(files, key=lambda file: file.path)), tuple(sorted(unnameable)), dict(passed_over))
 
     def stat(self, path: str) -> StoredFile:
-        full = self._full(path)
+        full = self._root / path
         try:
-            status = os.stat(full)
+            status = full.stat()
         except OSError as error:
-            if os.path.islink(full):
+            if full.is_symlink():
                 raise Unfit("the link points to nothing") from error
             raise Unfit(f"cannot be reached ({error.strerror or error})") from error
         if not stat.S_ISREG(status.st_mode):
@@ -210,13 +210,10 @@ class LocalStorage:
         return StoredFile(path, status.st_size, str(status.st_mtime_ns))
 
     def open(self, path: str) -> BinaryIO:
-        return open(self._full(path), "rb")
+        return (self._root / path).open("rb")
 
     def local_path(self, path: str) -> Path | None:
         return self._root / path
-
-    def _full(self, path: str) -> str:
-        return os.path.join(self._root, path)  # pathlib takes as long to join as the system to open
 
     def _was_visited(self, folder: str, visited: set[tuple[int, int]]) -> bool:
         status = (self._root / folder).stat()
