@@ -87,19 +87,23 @@ class Studio:
         return float(np.mean(values))
 
 
-def told(scenes: list[Scene], videos: list[np.ndarray]) -> list[str]:
-    """The shares of what is right, and how much the videos flicker beside true clips of the same scenes."""
+def rights(scenes: list[Scene], videos: list[np.ndarray]) -> dict[str, int]:
+    """How many videos show what their scenes ask for, by what is asked."""
     verdicts = [judge(video) for video in videos]
-    right = {
+    return {
         name: sum(getattr(v, name) == getattr(s.things[0], name) for v, s in zip(verdicts, scenes, strict=True))
         for name in ("colour", "shape", "motion")
     }
-    straight = [(v, s) for v, s in zip(verdicts, scenes, strict=True) if s.things[0].motion != "in a circle"]
-    direction = sum(v.motion == s.things[0].motion for v, s in straight)
+
+
+def told(scenes: list[Scene], videos: list[np.ndarray]) -> list[str]:
+    """The shares of what is right, and how much the videos flicker beside true clips of the same scenes."""
+    moving = [(s, v) for s, v in zip(scenes, videos, strict=True) if s.things[0].motion != "in a circle"]
+    straight = [s for s, _ in moving], [v for _, v in moving]
     truth = [render_clip(scene, FRAMES, WIDTH, HEIGHT) for scene in scenes]
     return [
-        *(f"{name} right in {count} of {len(scenes)}" for name, count in right.items()),
-        f"direction right in {direction} of {len(straight)} that move straight",
+        *(f"{name} right in {count} of {len(scenes)}" for name, count in rights(scenes, videos).items()),
+        f"direction right in {rights(*straight)['motion']} of {len(straight[0])} that move straight",
         f"flicker {np.mean([flicker(v) for v in videos]):.3f}, "
         f"of true clips {np.mean([flicker(t) for t in truth]):.3f}",
         f"saturation {np.mean([saturation(v) for v in videos]):.3f}, "

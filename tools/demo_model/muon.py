@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _STEPS = 5
-_BLOCK_ROWS = 64
 
 
 class Muon(torch.optim.Optimizer):
@@ -27,14 +26,18 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.99),
         matrices: Sequence[nn.Parameter] | None = None,
+        block_rows: int = 64,
     ) -> None:
-        """`matrices` are the parameters to orthogonalise; absent, all convolutions (weights [O, I, T, H, W])."""
+        """`matrices` are the parameters to orthogonalise; absent, all convolutions (weights [O, I, T, H, W]).
+
+        Wide layers are taken in blocks of `block_rows`: the cost of orthogonalising grows with the square of the rows.
+        """
         parameters = list(parameters)
         matrices = [p for p in parameters if p.ndim == 5] if matrices is None else list(matrices)
         chosen = {id(p) for p in matrices}
         rest = [p for p in parameters if id(p) not in chosen]
         groups = [
-            {"params": matrices, "lr": lr, "peak": lr, "kind": "muon"},
+            {"params": matrices, "lr": lr, "peak": lr, "kind": "muon", "block_rows": block_rows},
             {"params": rest, "lr": adam_lr, "peak": adam_lr, "kind": "adam"},
         ]
         super().__init__(groups, {"momentum": momentum, "betas": betas})
@@ -42,51 +45,71 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    update = self._muon(parameter, group) if group["kind"] == "muon" else self._adam(parameter, group)
-                    parameter.add_(update, alpha=-group["lr"])
+            parameters = [p for p in group["params"] if p.grad is not None]
+            updates = self._muon(parameters, group) if group["kind"] == "muon" else self._adam(parameters, group)
+            torch._foreach_add_(parameters, updates, alpha=-group["lr"])
 
-    def _muon(self, parameter: Tensor, group: dict) -> Tensor:
-        state, gradient = self.state[parameter], parameter.grad
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
-        state["momentum"].lerp_(gradient, 1 - group["momentum"])
-        direction = torch.lerp(gradient.contiguous(), state["momentum"], group["momentum"]).flatten(1)
-        size = 0.2 * max(min(len(direction), _BLOCK_ROWS), direction.shape[1]) ** 0.5
-        # Wide layers in blocks of rows: the cost of orthogonalising grows with the square of the rows.
-        blocks = [orthogonal(block) for block in direction.split(_BLOCK_ROWS)]
-        return torch.cat(blocks).mul_(size).view(parameter.shape)
+    def _muon(self, parameters: list[Tensor], group: dict) -> list[Tensor]:
+        """Updates in the order of the parameters; equally large blocks of rows are made orthogonal at once."""
+        blocks: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
+        for number, parameter in enumerate(parameters):
+            state, gradient = self.state[parameter], parameter.grad
+            if "momentum" not in state:
+                state["momentum"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+            state["momentum"].lerp_(gradient, 1 - group["momentum"])
+            direction = torch.lerp(gradient.contiguous(), state["momentum"], group["momentum"]).flatten(1)
+            for block in direction.split(group["block_rows"]):
+                blocks.setdefault(tuple(block.shape), []).append((number, block))
+        parts: list[list[Tensor]] = [[] for _ in parameters]
+        for (rows, columns), members in blocks.items():
+            size = 0.2 * max(rows, columns) ** 0.5
+            together = orthogonal(torch.stack([block for _, block in members])).mul_(size)
+            for (number, _), part in zip(members, together, strict=True):
+                parts[number].append(part)
+        return [torch.cat(part).view(parameter.shape) for part, parameter in zip(parts, parameters, strict=True)]
 
-    def _adam(self, parameter: Tensor, group: dict) -> Tensor:
-        state, (first, second) = self.state[parameter], group["betas"]
-        if "count" not in state:
-            state |= {
-                "count": torch.zeros(()),
-                "mean": torch.zeros_like(parameter),
-                "square": torch.zeros_like(parameter),
-            }
-        state["count"] += 1
-        state["mean"].lerp_(parameter.grad, 1 - first)
-        state["square"].lerp_(parameter.grad.square(), 1 - second)
-        mean, square = (state[k] / (1 - b ** state["count"]) for k, b in (("mean", first), ("square", second)))
-        return mean / (square.sqrt() + 1e-8)
+    def _adam(self, parameters: list[Tensor], group: dict) -> list[Tensor]:
+        first, second = group["betas"]
+        for parameter in parameters:
+            if "count" not in (state := self.state[parameter]):
+                state |= {
+                    "count": torch.zeros(()),
+                    "mean": torch.zeros_like(parameter),
+                    "square": torch.zeros_like(parameter),
+                }
+        if not parameters:
+            return []
+        states = [self.state[parameter] for parameter in parameters]
+        means, squares = ([state[name] for state in states] for name in ("mean", "square"))
+        gradients = [parameter.grad for parameter in parameters]
+        torch._foreach_lerp_(means, gradients, 1 - first)
+        torch._foreach_mul_(squares, second)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - second)
+        updates = []
+        for state, mean, square in zip(states, means, squares, strict=True):
+            state["count"] += 1
+            unbiased = square / (1 - second ** state["count"])
+            updates.append(mean / (1 - first ** state["count"]) / (unbiased.sqrt() + 1e-8))
+        return updates
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """The nearest matrix with orthonormal rows or columns, roughly, by five Newton-Schulz steps.
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Matrices [N, R, C] -> the nearest ones with orthonormal rows or columns, roughly, by five Newton-Schulz steps.
 
-    The steps act on the small Gram matrix alone: each multiplies the matrix from the left by a polynomial of it.
+    The steps act on the small Gram matrices alone: each multiplies a matrix from the left by a polynomial of its own.
+    They run in bfloat16: the polynomials forgive far more than its rounding.
     """
-    if matrix.shape[0] > matrix.shape[1]:
-        return orthogonal(matrix.T).T
+    if matrices.shape[1] > matrices.shape[2]:
+        return orthogonal(matrices.mT).mT
     a, b, c = _NEWTON_SCHULZ
-    gram = matrix @ matrix.T
-    gram = gram / (gram.diagonal().sum() + 1e-20)
-    scale = (gram.new_ones(()) / (matrix.square().sum() + 1e-20)).sqrt()
-    identity = torch.eye(len(gram))
-    whole = identity
+    short = matrices.bfloat16()
+    gram = short @ short.mT
+    trace = gram.float().diagonal(dim1=1, dim2=2).sum(1)[:, None, None] + 1e-20
+    gram = gram / trace.bfloat16()
+    identity = torch.eye(gram.shape[1], dtype=gram.dtype)
+    whole = None
     for _ in range(_STEPS):
-        factor = a * identity + b * gram + c * (gram @ gram)
-        whole, gram = factor @ whole, factor @ gram @ factor
-    return (whole * scale) @ matrix
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) + a * identity
+        whole = factor if whole is None else factor @ whole
+        gram = factor @ gram @ factor
+    return (whole * trace.rsqrt().bfloat16() @ short).float()

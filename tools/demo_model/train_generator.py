@@ -3,9 +3,11 @@
     python -m tools.demo_model.train_generator --folder RUNS
 
 The transformer is called by the trainer's own `predict`, so that what is learnt is what the trainer trains and the
-pipelines sample. A tenth of the captions is dropped (guidance needs it), a tenth of the batches begins with a clean
-first frame (image-to-video). T5 sees its padding in most batches, as in the text pipeline, and not in the others, as
-in Diffusers' condition pipeline.
+pipelines sample. A tenth of the captions is dropped (guidance needs it), a tenth of the clips begins with a clean
+first frame (image-to-video). T5 sees its padding in half of the batches, as in the text pipeline, and not in the
+others, as in Diffusers' condition pipeline.
+
+`--compile` needs a C++ compiler and ten minutes at the start; a step then takes a third of the time.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import copy
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,7 +49,8 @@ from tools.demo_model.parts import (
 
 LEARNING_RATE, ADAM_LEARNING_RATE, WARM_UP = 4e-3, 2e-3, 100
 BATCH = 32
-DROPPED, FIRST_FRAME, WITH_PADDING = 0.1, 0.1, 0.3
+DROPPED, FIRST_FRAME, WITH_PADDING = 0.1, 0.1, 0.5
+LONGEST = 32  # tokens; no caption of the world has more
 SHARED_EVERY = 8
 SHIFT, FLAT = 4.0, 0.3
 POSITIONS = SimpleNamespace(positions="causal")  # all that `predict` asks of a checkpoint
@@ -57,11 +61,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--save-every", type=int, default=500)
+    parser.add_argument("--compile", action="store_true", help="let torch compile the loss")
     add_team_arguments(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     team = Team(arguments.folder / "generator_team", arguments.process, arguments.processes)
-    train(arguments.folder, arguments.steps, arguments.save_every, team)
+    compute = torch.compile(batch_loss, dynamic=False) if arguments.compile else batch_loss
+    train(arguments.folder, arguments.steps, arguments.save_every, team, compute)
 
 
 class Clips:
@@ -85,13 +91,15 @@ def tokenize(words: Any, captions: list[str]) -> tuple[Tensor, Tensor]:
     return tokens.input_ids, tokens.attention_mask.bool()
 
 
-def train(folder: Path, steps: int, save_every: int, team: Team) -> None:
+def train(folder: Path, steps: int, save_every: int, team: Team, compute: Callable[..., Tensor]) -> None:
     log = Log(folder / f"generator.{team.process}.jsonl")
     clips = Clips(folder)
     model = build_generator(SEED, clips.pieces)
     worker = copy.deepcopy(model).to(torch.bfloat16)
     modules, average = {"generator": model}, {"generator": Average(model, 0.998)}
-    optimizer = Muon(model.parameters(), LEARNING_RATE, ADAM_LEARNING_RATE, matrices=hidden_layers(model))
+    optimizer = Muon(
+        model.parameters(), LEARNING_RATE, ADAM_LEARNING_RATE, matrices=hidden_layers(model), block_rows=80
+    )
     state = folder / "generator.safetensors"
     done = load_state(state, modules, average, optimizer) if state.exists() else 0
     worker.load_state_dict(model.state_dict())
@@ -101,8 +109,9 @@ def train(folder: Path, steps: int, save_every: int, team: Team) -> None:
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * learning_rate_share(step, steps)
         worker.zero_grad()
+        batch = draw_batch(clips, step, team)
         with sdpa_kernel(SDPBackend.MATH):  # twice as fast as flash attention for so few tokens on a CPU
-            loss = batch_loss(worker, clips, step, team)
+            loss = compute(worker, batch)
             loss.backward()
         for master, working in zip(model.parameters(), worker.parameters(), strict=True):
             master.grad = torch.zeros_like(master) if working.grad is None else working.grad.float()
@@ -140,18 +149,23 @@ def learning_rate_share(step: int, steps: int) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - WARM_UP) / max(1, steps - WARM_UP)))
 
 
-def batch_loss(model: nn.ModuleDict, clips: Clips, step: int, team: Team) -> Tensor:
+def draw_batch(clips: Clips, step: int, team: Team) -> dict[str, Tensor]:
+    """All that a step's loss depends on, always of the same shapes, so that a compiled loss is compiled once."""
     generator = torch.Generator().manual_seed(stream_seed(SEED, f"demo_model.batch.{team.process}", step))
     rows = torch.randint(clips.count, (BATCH,), generator=generator)
     tokens, mask = clips.tokens[rows].clone(), clips.mask[rows].clone()
     dropped = torch.rand(BATCH, generator=generator) < DROPPED
     tokens[dropped], mask[dropped] = clips.nothing, clips.nothing_mask
-    chance = torch.rand(2, generator=generator)
-    embeds, mask = features(model["text"], tokens, mask, padding=bool(chance[0] < WITH_PADDING))
-    sigmas = draw_sigmas(generator)
-    return velocity_loss(
-        model["transformer"], clips.latents[rows], sigmas, embeds, mask, generator, bool(chance[1] < FIRST_FRAME)
-    )
+    latents = clips.latents[rows]
+    with_padding = bool(torch.rand((), generator=generator) < WITH_PADDING)
+    return {
+        "latents": latents,
+        "noise": torch.randn(latents.shape, generator=generator),
+        "sigmas": draw_sigmas(generator),
+        "first": torch.rand(BATCH, generator=generator) < FIRST_FRAME,
+        "tokens": tokens if with_padding else tokens[:, :LONGEST],
+        "mask": mask[:, :LONGEST],
+    }
 
 
 def draw_sigmas(generator: torch.Generator) -> Tensor:
@@ -165,34 +179,25 @@ def draw_sigmas(generator: torch.Generator) -> Tensor:
     return torch.where(torch.rand(BATCH, generator=generator) < FLAT, flat, bell)
 
 
-def features(text: nn.Module, tokens: Tensor, mask: Tensor, *, padding: bool) -> tuple[Tensor, Tensor]:
-    """T5's features, cut to the longest caption: what lies beyond is masked in the transformer anyway."""
-    longest = int(mask.sum(1).max())
-    if padding:
-        return text(tokens)[0][:, :longest], mask[:, :longest]
-    tokens, mask = tokens[:, :longest], mask[:, :longest]
-    return text(tokens, attention_mask=mask.long())[0], mask
+def batch_loss(model: nn.ModuleDict, batch: dict[str, Tensor]) -> Tensor:
+    """Flow matching; clips marked `first` are given their first latent frame clean, and are not scored for it.
 
-
-def velocity_loss(
-    transformer: nn.Module,
-    latents: Tensor,
-    sigmas: Tensor,
-    embeds: Tensor,
-    mask: Tensor,
-    generator: torch.Generator,
-    first_frame: bool,
-) -> Tensor:
-    """Flow matching; with `first_frame` the first latent frame is given clean and not scored."""
-    noise = torch.randn(latents.shape, generator=generator)
-    share = sigmas.view(-1, 1, 1, 1, 1).expand_as(latents).clone()
-    if first_frame:
-        share[:, :, 0] = 0
+    Where there are more tokens than the mask is wide, T5 sees the padding, which the transformer never does.
+    """
+    tokens, mask = batch["tokens"], batch["mask"]
+    seen = tokens.shape[1] == mask.shape[1]
+    embeds = model["text"](tokens, attention_mask=mask.long() if seen else None)[0][:, :LONGEST]
+    latents, noise, sigmas = batch["latents"], batch["noise"], batch["sigmas"]
+    first_sigmas = torch.where(batch["first"], 0.0, sigmas)
+    share = sigmas.view(-1, 1, 1, 1, 1).repeat(1, 1, latents.shape[2], 1, 1)
+    share[:, :, 0] = first_sigmas.view(-1, 1, 1, 1)
     noised = (1 - share) * latents + share * noise
-    first = torch.zeros_like(sigmas) if first_frame else None
     rates = torch.full((len(latents),), RATE)
-    error = predict(transformer, POSITIONS, noised, sigmas, embeds, mask, rates, first) - (noise - latents)
-    return error[:, :, 1:].square().mean() if first_frame else error.square().mean()
+    velocity = predict(model["transformer"], POSITIONS, noised, sigmas, embeds, mask, rates, first_sigmas)
+    error = (velocity - (noise - latents)).square().mean((1, 3, 4))  # [B, F]
+    scored = torch.ones_like(error)
+    scored[:, 0] = 1 - batch["first"].float()
+    return (error * scored).sum() / scored.sum()
 
 
 @torch.no_grad()
@@ -200,11 +205,16 @@ def held_out_loss(average: Average, clips: Clips) -> float:
     """Loss on clips never trained on, with fixed noise at fixed levels, of the averaged weights."""
     model = build_generator(SEED, clips.pieces).eval()
     model.load_state_dict(average.weights)
-    rows = slice(clips.count, None)
-    embeds, mask = features(model["text"], clips.tokens[rows], clips.mask[rows], padding=True)
-    sigmas = torch.linspace(0.05, 0.95, HELD_OUT_CLIPS)
-    generator = torch.Generator().manual_seed(0)
-    return velocity_loss(model["transformer"], clips.latents[rows], sigmas, embeds, mask, generator, False).item()
+    latents = clips.latents[clips.count :]
+    batch = {
+        "latents": latents,
+        "noise": torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)),
+        "sigmas": torch.linspace(0.05, 0.95, HELD_OUT_CLIPS),
+        "first": torch.zeros(HELD_OUT_CLIPS, dtype=torch.bool),
+        "tokens": clips.tokens[clips.count :],
+        "mask": clips.mask[clips.count :, :LONGEST],
+    }
+    return batch_loss(model, batch).item()
 
 
 if __name__ == "__main__":
