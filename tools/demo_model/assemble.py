@@ -1,4 +1,4 @@
-"""Stage 5: put the trained parts together as a checkpoint in the Diffusers layout, in bf16, as the package ships it.
+"""Stage 6: put the trained parts together as a checkpoint in the Diffusers layout, in bf16, as the package ships it.
 
 python -m tools.demo_model.assemble --folder RUNS --to simpletuner/demo_model
 """
@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from simpletuner.config.catalogs.previews import CHECKPOINT_DECODER
 from simpletuner.core.files import staged_folder
 from simpletuner.models.ltxvideo.miniature import write_index, write_tokenizer
 from simpletuner.models.ltxvideo.sampling import build_scheduler
@@ -50,6 +52,7 @@ def assemble(runs: Path, folder: Path) -> None:
             _in_bf16(module).save_pretrained(staging / part)
         write_tokenizer(staging / "tokenizer", words)
         build_scheduler("linear_quadratic", num_inference_steps=20).save_pretrained(staging / "scheduler")
+        shutil.copyfile(runs / "preview_decoder.safetensors", staging / CHECKPOINT_DECODER)
         write_index(staging, "LTXConditionPipeline")
         for path in staging.rglob("*.json"):
             _without_machine(path)

@@ -67,7 +67,7 @@ def train(folder: Path, small_steps: int, whole_steps: int, save_every: int, tea
     log = Log(folder / f"autoencoder.{team.process}.jsonl")
     model = build_autoencoder(SEED).to(memory_format=torch.channels_last_3d)
     worker = copy.deepcopy(model).to(torch.bfloat16)  # computes; `model` holds the weights in float32
-    modules, average = {"vae": model}, {"vae": Average(model, 0.995)}
+    modules, average = {"vae": model}, {"vae": Average(model, 0.98)}
     optimizer = Muon(model.parameters(), LEARNING_RATE, ADAM_LEARNING_RATE)
     state = folder / "autoencoder.safetensors"
     done = load_state(state, modules, average, optimizer) if state.exists() else 0

@@ -36,7 +36,7 @@ from tools.demo_model.parts import (
 from tools.demo_model.train_autoencoder import AVERAGED_EVERY, SEED, SHARED_EVERY, held_out_psnr
 
 LEARNING_RATE, ADAM_LEARNING_RATE, WARM_UP = 6e-4, 3e-4, 50
-BATCH, CLIPS = 2, 300
+BATCH, CLIPS = 2, 600
 UNANNOUNCED = 0.08  # most further noise, as a share of the latents' deviation
 
 
