@@ -18,7 +18,7 @@ from simpletuner.data.world import draw_scene, render_clip
 from tools.demo_model.parts import FRAMES, HEIGHT, WIDTH, Log, add_team_arguments, load_average, pixels
 
 SEED = 6
-CLIPS, HELD_OUT = 2500, 1_000_000
+CLIPS, HELD_OUT = 5000, 1_000_000
 HELD_OUT_CLIPS = 96
 # Channels that carry next to nothing are not blown up to the size of the others.
 LEAST_DEVIATION = 0.25  # of the mean deviation

@@ -4,7 +4,7 @@
 
 The transformer is called by the trainer's own `predict`, so that what is learnt is what the trainer trains and the
 pipelines sample. A tenth of the captions is dropped (guidance needs it), a tenth of the clips begins with a clean
-first frame (image-to-video). T5 sees its padding in half of the batches, as in the text pipeline, and not in the
+first frame (image-to-video). T5 sees its padding in a third of the batches, as in the text pipeline, and not in the
 others, as in Diffusers' condition pipeline.
 
 `--compile` needs a C++ compiler and ten minutes at the start; a step then takes a third of the time.
@@ -49,7 +49,7 @@ from tools.demo_model.parts import (
 
 LEARNING_RATE, ADAM_LEARNING_RATE, WARM_UP = 4e-3, 2e-3, 100
 BATCH = 32
-DROPPED, FIRST_FRAME, WITH_PADDING = 0.1, 0.1, 0.5
+DROPPED, FIRST_FRAME, WITH_PADDING = 0.1, 0.1, 0.3
 LONGEST = 32  # tokens; no caption of the world has more
 SHARED_EVERY = 8
 SHIFT, FLAT = 4.0, 0.3
