@@ -43,7 +43,7 @@ from simpletuner.recipes.train import train_from_config
 from simpletuner.validation.video_file import read_video
 
 PROMPTS = 12
-NO_VIDEOS = {"validation_disable": True}
+NO_VIDEOS: dict[str, Any] = {"validation_disable": True}
 Video = NDArray[np.uint8]
 
 
@@ -232,7 +232,7 @@ def shifts(bench: Bench) -> Found:
 
 def resumed(bench: Bench) -> Found:
     """Half, then the rest, against straight through: the same bytes."""
-    common = {"checkpoint_step_interval": 20, "lr_scheduler": "constant", "lr_warmup_steps": 0, **NO_VIDEOS}
+    common: dict[str, Any] = {"checkpoint_step_interval": 20, "lr_scheduler": "constant", "lr_warmup_steps": 0, **NO_VIDEOS}
     straight = bench.train("straight", max_train_steps=40, **common)
     bench.train("halves", max_train_steps=20, **common)
     halves = bench.train("halves", max_train_steps=40, **common)

@@ -7,7 +7,7 @@ pipelines sample. A tenth of the captions is dropped (guidance needs it), a tent
 first frame (image-to-video). T5 sees its padding in a third of the batches, as in the text pipeline, and not in the
 others, as in Diffusers' condition pipeline.
 
-`--compile` needs a C++ compiler and ten minutes at the start; a step then takes a third of the time.
+`--compile` needs a C++ compiler and some minutes at the first start; a step then takes half the time.
 """
 
 from __future__ import annotations
