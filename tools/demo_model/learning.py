@@ -232,7 +232,7 @@ def shifts(bench: Bench) -> Found:
 
 def resumed(bench: Bench) -> Found:
     """Half, then the rest, against straight through: the same bytes."""
-    common: dict[str, Any] = {"checkpoint_step_interval": 20, "lr_scheduler": "constant", "lr_warmup_steps": 0, **NO_VIDEOS}
+    common = {**NO_VIDEOS, "checkpoint_step_interval": 20, "lr_scheduler": "constant", "lr_warmup_steps": 0}
     straight = bench.train("straight", max_train_steps=40, **common)
     bench.train("halves", max_train_steps=20, **common)
     halves = bench.train("halves", max_train_steps=40, **common)
