@@ -19,8 +19,10 @@ from simpletuner.config.run_config import STARRED, RunConfig
 from simpletuner.config.table import SECTIONS
 from simpletuner.config.values import show
 from simpletuner.events.wording import told_size
+from simpletuner.recipes.card_table import CardNeeds, tabulate_cards
 from simpletuner.recipes.check import Checked
 from simpletuner.recipes.forecast import CardForecast, Forecast
+from simpletuner.recipes.memory_plan import MemoryPlan
 from simpletuner.recipes.time_forecast import told_seconds
 
 DASH = "–"
@@ -30,7 +32,7 @@ VERDICTS = {"fits": "green", "tight": "yellow", "too large": "red"}
 def show_plan(checked: Checked, stream: TextIO, *, everything: bool) -> None:
     """Print the whole plan; `everything` lists options at their default too."""
     console = console_for(stream)
-    config, forecast = checked.examination.trial, checked.forecast
+    config, forecast = checked.config, checked.forecast
     assert config is not None
     _options(console, config, everything=everything)
     if checked.examination.config is None:
@@ -44,6 +46,9 @@ def show_plan(checked: Checked, stream: TextIO, *, everything: bool) -> None:
     _pairs(console, _length_lines(forecast, config))
     _disk(console, forecast)
     _memory(console, forecast)
+    if checked.memory is not None:
+        _choices(console, checked.memory)
+    _card_needs(console, tabulate_cards(config, forecast.data, checked.machine))
     _time(console, forecast)
     console.print()
 
@@ -165,6 +170,34 @@ def _memory(console: Console, forecast: Forecast) -> None:
     _table(console, ("card", "memory", "needed", "by", "verdict"), verdicts, numbers=(1, 2))
 
 
+def _choices(console: Console, plan: MemoryPlan) -> None:
+    """What was chosen to fit the budget, one line each."""
+    _heading(console, f"Chosen to fit {told_size(plan.memory.limit_bytes)}")
+    for choice in plan.choices:
+        _say(console, f"{choice.option} = {show(choice.value)}: {choice.why}")
+    if not plan.choices:
+        _say(console, "nothing: it fits as it is, or everything that could be chosen is set")
+    _say(console, f"room for {plan.most_clips} clips of the largest size at once")
+
+
+def _card_needs(console: Console, needs: Sequence[CardNeeds]) -> None:
+    """What the same training would need on other cards."""
+    if not needs:
+        return
+    _heading(console, "What memory_budget would choose on cards of these sizes")
+    rows = [
+        (
+            f"{row.size_gb} GB", row.precision, "streamed" if row.streamed else "resident",
+            f"{row.recomputed} of {row.blocks}", "streamed" if row.text_streamed else "resident",
+            "tiles" if row.tiled else "whole", told_size(row.peak_bytes), row.peak_phase, str(row.most_clips),
+            row.verdict,
+        )
+        for row in needs
+    ]  # fmt: skip
+    names = ("card", "base", "blocks", "recomputed", "text encoder", "autoencoder", "needed", "by", "most clips", "")
+    _table(console, names, rows, numbers=(3, 6, 8))
+
+
 def _time(console: Console, forecast: Forecast) -> None:
     _heading(console, "Time (estimate, nothing encoded yet)")
     _table(
@@ -230,7 +263,7 @@ def _aligned(rows: Sequence[Sequence[str]], numbers: Sequence[int]) -> Iterator[
 
 def as_document(checked: Checked) -> dict[str, Any]:
     """The plan as JSON: sizes in bytes, times in seconds, None where something is not known."""
-    config, forecast = checked.examination.trial, checked.forecast
+    config, forecast = checked.config, checked.forecast
     assert config is not None
     document: dict[str, Any] = {
         "can_start": not checked.has_errors,
@@ -244,6 +277,9 @@ def as_document(checked: Checked) -> dict[str, Any]:
     }
     if forecast is not None:
         document.update(_forecast_document(forecast))
+        document["card_sizes"] = [vars(row) for row in tabulate_cards(config, forecast.data, checked.machine)]
+    if checked.memory is not None:
+        document["chosen"] = [vars(choice) for choice in checked.memory.choices]
     return document
 
 

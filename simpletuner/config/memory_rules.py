@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from simpletuner.config.commands import read_size
 from simpletuner.config.draft import Draft, Rule, note
 from simpletuner.core.errors import Problem
 
@@ -46,7 +47,7 @@ def _streaming(draft: Draft) -> Iterator[Problem]:
 
 def _recomputes_some(draft: Draft) -> bool:
     return (draft.values["gradient_checkpointing_interval"] or 1) > 1 or (
-        draft.values["gradient_checkpointing_blocks"] is not None
+        draft.values["gradient_checkpointing_blocks"] not in (None, "auto")
     )
 
 
@@ -80,7 +81,33 @@ def _idle(draft: Draft) -> Iterator[Problem]:
             yield note(f"{', '.join(idle)} without {owner} has no effect", where=draft.place(idle[0]))
 
 
+def _budget(draft: Draft) -> Iterator[Problem]:
+    written = draft.values["memory_budget"]
+    if not written or written == "auto":
+        return
+    try:
+        read_size(written)
+    except ValueError:
+        yield Problem(
+            draft.told("memory_budget"),
+            "It is a size such as 10GB or 22GiB, or auto for all of this machine's card",
+            "Correct it",
+            draft.place("memory_budget"),
+        )
+
+
+def _whole_models(draft: Draft) -> Iterator[Problem]:
+    if draft.values["enable_model_cpu_offload"] and draft.values["model_type"] == "full":
+        yield note(
+            "enable_model_cpu_offload has no effect with model_type full",
+            "Only frozen weights leave the card while videos are decoded",
+            where=draft.place("enable_model_cpu_offload"),
+        )
+
+
 MEMORY_RULES: tuple[Rule, ...] = (
+    Rule(("memory_budget",), _budget, "a budget is a size, or auto"),
+    Rule(("enable_model_cpu_offload", "model_type"), _whole_models, "only frozen weights are sent away"),
     Rule(
         (
             "enable_group_offload", "musubi_blocks_to_swap", "gradient_checkpointing",

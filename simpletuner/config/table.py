@@ -142,7 +142,7 @@ class OptionSpec:
             "document": "file, object or list",
             "block": "object",
         }[self.kind]
-        return f"{words} or {', '.join(self.choices)}" if self.kind == "float" and self.choices else words
+        return f"{words} or {', '.join(self.choices)}" if self.kind in ("int", "float") and self.choices else words
 
 
 @functools.cache

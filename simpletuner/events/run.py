@@ -102,6 +102,14 @@ class Run:
                     del self._sinks[name]
                     self._tell_loss(name, error)
 
+    def record(self, document: Mapping[str, Any]) -> None:
+        """Write down the configuration as it has become.
+
+        Raises:
+            UserError: If the disk takes no more (exit code 6).
+        """
+        write_json_atomic(self.folder / CONFIG_FILE, dict(document))
+
     def fail(self, error: BaseException) -> None:
         """Record that `error` ended the run, unless its end was told already."""
         if self._started and not self._ended:

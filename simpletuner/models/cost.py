@@ -116,12 +116,16 @@ class ModelCost(Protocol):
         """How many repeated blocks the transformer has, and the values of one."""
 
     @property
+    def text_blocks(self) -> int:
+        """How many repeated blocks the text encoder has."""
+
+    @property
     def text_width(self) -> int:
         """Width of the text features."""
 
     def stored_bytes(self, component: str, precision: str, value_bytes: int) -> float:
-        """Bytes of the "transformer", of one "block" of it, or of the "text" encoder, whose large layers a precision
-        stores in fewer bits; what stays has `value_bytes` per value."""
+        """Bytes of the "transformer", of one "block" of it, of the "text" encoder, or of one "text block", whose large
+        layers a precision stores in fewer bits; what stays has `value_bytes` per value."""
 
     def adapter_parameters(self, targets: tuple[str, ...], lora_rank: int) -> int:
         """Trained values of a LoRA on these layers."""

@@ -30,6 +30,7 @@ from simpletuner.core.files import ensure_writable
 from simpletuner.events.types import Event, Noticed, StageAdvanced, StageFinished, StageStarted
 from simpletuner.models.family import ModelFamily
 from simpletuner.recipes.encode import fill_caches, latent_settings, prompt_settings, texts_of
+from simpletuner.recipes.fitting import fit_to_memory
 from simpletuner.recipes.plan import RunPlan, cache_folders
 from simpletuner.recipes.quantized import KeptForRun, find_kept, judge_kept, kept_root
 from simpletuner.recipes.survey import survey_data
@@ -96,7 +97,7 @@ def build_caches(config: RunConfig, emit: Callable[[Event], None]) -> bool:
         UserError: With every problem found, or if the disk fills up (exit code 6; finished entries stay).
     """
     with listen_to_signals(lambda text: None):
-        plan = open_cache_plan(config, emit, writes=True)
+        config, plan = open_cache_plan(config, emit, writes=True)
         for note in plan.found.notes:
             emit(Noticed("note", note))
         host = find_host()
@@ -127,7 +128,7 @@ def report_caches(config: RunConfig, emit: Callable[[Event], None], *, verify: b
         UserError: With every problem found.
     """
     started = time.monotonic()
-    plan = open_cache_plan(config, emit, writes=False)
+    config, plan = open_cache_plan(config, emit, writes=False)
     wanted = wanted_entries(config, plan)
     folders = {TEXTS: plan.prompt_folder, **plan.latent_folders}
     folders |= {feature_store(name): folder for name, folder in plan.latent_folders.items()}
@@ -199,7 +200,7 @@ def _count_stale(
 
 def find_cache_waste(config: RunConfig, emit: Callable[[Event], None]) -> Waste:
     """What `prune_caches` would remove: entries that this configuration does not want, and damaged ones."""
-    plan = open_cache_plan(config, emit, writes=False)
+    config, plan = open_cache_plan(config, emit, writes=False)
     keys: dict[str, list[Key]] = {LATENTS: [], PROMPT: [], FEATURES: []}
     for (kind, _), entries in wanted_entries(config, plan).items():
         keys[kind] += entries
@@ -220,8 +221,9 @@ def prune_caches(config: RunConfig, waste: Waste, emit: Callable[[Event], None])
     remove_waste(waste, cache_folders(config), lambda done: emit(StageAdvanced("prune", done)))
 
 
-def open_cache_plan(config: RunConfig, emit: Callable[[Event], None], *, writes: bool) -> RunPlan:
-    """The run's plan as far as its caches need it: checkpoints and the run folder do not matter.
+def open_cache_plan(config: RunConfig, emit: Callable[[Event], None], *, writes: bool) -> tuple[RunConfig, RunPlan]:
+    """The run's plan as far as its caches need it, and its configuration made to fit into memory; checkpoints and the
+    run folder do not matter.
 
     Raises:
         UserError: With every problem found.
@@ -240,7 +242,7 @@ def open_cache_plan(config: RunConfig, emit: Callable[[Event], None], *, writes:
     if problems:
         raise UserError.of(problems)
     source, survey = found[:2]
-    return RunPlan(
+    plan = RunPlan(
         family=family,
         source=source,
         found=survey.found,
@@ -251,6 +253,7 @@ def open_cache_plan(config: RunConfig, emit: Callable[[Event], None], *, writes:
         checkpoint=None,
         evaluation=survey.evaluation,
     )
+    return fit_to_memory(config, plan, find_host(), emit), plan
 
 
 def wanted_entries(config: RunConfig, plan: RunPlan) -> dict[tuple[str, str], list[Key]]:

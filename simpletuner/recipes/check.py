@@ -23,8 +23,9 @@ from simpletuner.core.errors import Problem, Severity, UserError
 from simpletuner.events.choice import missing_packages
 from simpletuner.models.adapter_cost import is_named
 from simpletuner.models.cost import ModelCost, cost_source
-from simpletuner.recipes.forecast import CardForecast, Forecast, choose_cards, forecast_run, own_card
-from simpletuner.recipes.forecast_rules import check_forecast
+from simpletuner.recipes.forecast import CardForecast, Forecast, choose_cards, find_data_plan, forecast_run, own_card
+from simpletuner.recipes.forecast_rules import check_forecast, tell_choices
+from simpletuner.recipes.memory_plan import MemoryPlan, budget_card, is_wanted, plan_memory
 from simpletuner.runtime.hub import HubProbe
 from simpletuner.runtime.machine import Machine, find_machine
 
@@ -71,6 +72,8 @@ class Checked:
         survey: The data; None when they were not looked at or could not be read.
         forecast: The plan; None without a model family.
         machine: What this machine computes with.
+        config: The run as it would be trained, with what `memory_budget` chooses; None without a configuration.
+        memory: What was chosen and why; None where nobody asked.
     """
 
     problems: tuple[Problem, ...]
@@ -78,6 +81,8 @@ class Checked:
     survey: Survey | None
     forecast: Forecast | None
     machine: Machine
+    config: RunConfig | None = None
+    memory: MemoryPlan | None = None
 
     @property
     def has_errors(self) -> bool:
@@ -122,8 +127,14 @@ def check_run(
     if with_data and config.datasets and config.model.model_family:
         survey, noticed = _survey(config, emit)
         found += noticed
-    forecast = None
+    forecast, memory = None, None
     if config.model.model_family:
+        if is_wanted(config):
+            named = cards[0] if card and card != "all" else None
+            data = find_data_plan(config, survey)
+            memory = plan_memory(config, data, machine, budget_card(config, machine, named))
+            config = memory.config
+            found += tell_choices(memory, draft)
         forecast = forecast_run(config, survey, cards, machine)
         found += cost_source(str(config.model.model_family)).inspect(config.model)
         found += _target_names(draft, forecast.cost)
@@ -131,7 +142,7 @@ def check_run(
         found += check_forecast(forecast, config, _reference(forecast, card, machine), machine)
     found += _hub_answer(probe, config, draft)
     problems = tuple(sorted(dict.fromkeys(found), key=lambda problem: ORDER[problem.severity]))
-    return Checked(problems, examination, survey, forecast, machine)
+    return Checked(problems, examination, survey, forecast, machine, config, memory)
 
 
 def _reference(forecast: Forecast, card: str, machine: Machine) -> CardForecast | None:

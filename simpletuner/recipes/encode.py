@@ -28,11 +28,12 @@ class AutoencoderShelf:
         self._config, self._plan, self._host = config, plan, host
         self._kept: Autoencoder | None = None
 
-    def __call__(self) -> Autoencoder:
-        """The autoencoder, for encoding clips or for decoding videos."""
+    def __call__(self, place: torch.device | None = None) -> Autoencoder:
+        """The autoencoder, for encoding clips or for decoding videos; loaded onto `place`, else the run's device."""
         if self._kept is not None:
             return self._kept
-        autoencoder = load_autoencoder(self._config, self._plan, self._host)
+        host = self._host if place is None else replace(self._host, device=place)
+        autoencoder = load_autoencoder(self._config, self._plan, host)
         if self._config.caching.keep_vae_loaded:
             self._kept = autoencoder
         return autoencoder

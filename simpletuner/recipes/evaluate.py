@@ -110,7 +110,7 @@ def evaluate_candidates(
             "Add such a set to the data set file",
         )
     host = find_host()
-    plan = open_cache_plan(config, emit, writes=True)
+    config, plan = open_cache_plan(config, emit, writes=True)
     latents, prompts = fill_caches(config, replace(plan, samples=()), host, emit, all_now=True, partly=True)
     yardstick = build_yardstick(config, plan.evaluation, latents, prompts)
     if not yardstick.sets:

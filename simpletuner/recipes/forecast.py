@@ -78,7 +78,7 @@ def forecast_run(config: RunConfig, survey: Survey | None, cards: Sequence[CardR
     """
     cost = cost_source(str(config.model.model_family)).find(config.model)
     trained = find_trained_part(config, cost)
-    data = plan_data(config, survey) if survey is not None and survey.samples else assume_data(config)
+    data = find_data_plan(config, survey)
     length = plan_length(config, data)
     disk = plan_disk(config, data, length, cost, trained)
     streaming = plan_streaming(config.memory, cost, trained)
@@ -87,6 +87,11 @@ def forecast_run(config: RunConfig, survey: Survey | None, cards: Sequence[CardR
         cost, trained, data, length, disk, streaming,
         tuple(CardForecast(card, forecast_memory(task, card), forecast_times(task, card)) for card in cards),
     )  # fmt: skip
+
+
+def find_data_plan(config: RunConfig, survey: Survey | None) -> DataPlan | None:
+    """What the run trains on; clips of the wanted size where they were not read, None without a data set."""
+    return plan_data(config, survey) if survey is not None and survey.samples else assume_data(config)
 
 
 def choose_cards(name: str, machine: Machine) -> tuple[CardRow, ...]:

@@ -9,11 +9,14 @@ import math
 from collections.abc import Iterator
 
 from simpletuner.config.catalogs.cards import CardRow
+from simpletuner.config.draft import Draft
 from simpletuner.config.run_config import RunConfig
+from simpletuner.config.values import show
 from simpletuner.core.errors import Problem, Severity
 from simpletuner.events.wording import told_size
 from simpletuner.recipes.disk_plan import check_disk
 from simpletuner.recipes.forecast import CardForecast, Forecast
+from simpletuner.recipes.memory_plan import MemoryPlan
 from simpletuner.runtime.machine import Machine
 
 DAY_SECONDS = 24 * 3600.0
@@ -43,6 +46,23 @@ def check_forecast(
         yield from _share(forecast, config, reference)
         yield from _evaluation_share(forecast, config, reference)
         yield from _room(reference)
+
+
+def tell_choices(plan: MemoryPlan, draft: Draft) -> Iterator[Problem]:
+    """What `memory_budget` chose, one note each, and whether it is enough."""
+    where = draft.place("memory_budget", "gradient_checkpointing_blocks")
+    for choice in plan.choices:
+        yield Problem(f"chosen: {choice.option} = {show(choice.value)}", choice.why, "", where, Severity.NOTE)
+    if not plan.fits:
+        memory = plan.memory
+        yield Problem(
+            f"{memory.peak_phase} needs about {told_size(memory.peak_bytes)} of {told_size(memory.limit_bytes)} with "
+            "everything that may be chosen",
+            "It may not fit",
+            _smaller(memory.peak_phase),
+            where,
+            Severity.WARNING,
+        )
 
 
 def _duration(forecast: Forecast, config: RunConfig, reference: CardForecast) -> Iterator[Problem]:
@@ -108,8 +128,10 @@ def _smaller(phase: str) -> str:
     return {
         "training": "Lower train_batch_size, the clips' frames or resolution, or set gradient_checkpointing to true",
         "encoding clips": "Set vae_enable_tiling to true, or lower the clips' frames or resolution",
-        "encoding captions": "Encode the captions on a machine with more memory; a cache can be copied",
-        "validation": "Lower validation_resolution or validation_num_video_frames, or set vae_enable_tiling to true",
+        "encoding captions": "Set group_offload_text_encoder to true, or choose a smaller text_encoder_1_precision",
+        "denoising videos": "Lower validation_resolution or validation_num_video_frames, or set validation_guidance 1",
+        "previews": "Set validation_preview_decoder to linear",
+        "decoding videos": "Set vae_enable_tiling or enable_model_cpu_offload to true, or lower validation_resolution",
     }[phase]
 
 

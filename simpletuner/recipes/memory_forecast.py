@@ -15,6 +15,7 @@ from simpletuner.data.sample import BucketKey
 from simpletuner.recipes.disk_plan import AVERAGE_BYTES, trained_values
 from simpletuner.recipes.forecast_task import Task
 from simpletuner.recipes.run_length import video_sizes
+from simpletuner.recipes.streaming_plan import GROUPS_ON_DEVICE
 
 Verdict = Literal["fits", "tight", "too large"]
 
@@ -68,7 +69,10 @@ class _Scales:
             phases["encoding clips"] = self._clip_memory(card)
             phases["training"] = self._training_memory(card)
         if self._task.length.validations:
-            phases["validation"] = self._validation_memory(card)
+            phases["denoising videos"] = self._denoising_memory(card)
+            if self._task.config.validation.validation_preview:
+                phases["previews"] = self._preview_memory(card)
+            phases["decoding videos"] = self._decoding_memory(card)
         return Memory(phases, card.memory_bytes or self._task.machine.memory_bytes)
 
     def _held(self, card: CardRow) -> dict[str, float]:
@@ -87,27 +91,34 @@ class _Scales:
     def _caption_memory(self, card: CardRow) -> dict[str, float]:
         tokens = self._task.text_tokens * self._task.config.caching.text_encoder_batch_size
         return {
-            "text encoder": self._task.cost.stored_bytes(
-                "text", str(self._task.config.precision.text_encoder_1_precision), self._task.text_bytes
-            ),
+            "text encoder": self._text_encoder_bytes,
             # The widest moment of a T5 layer: input, two branches of the feed-forward part and their product.
             "activations": tokens * self._task.cost.text_width * 10.0 * self._task.trained.weight_bytes,
             "context": card.context_bytes,
         }
 
     def _clip_memory(self, card: CardRow) -> dict[str, float]:
-        buckets = set(self._task.data.encoded_buckets) if self._task.data else set()
+        buckets = self._encoded_buckets()
         batch = self._task.config.caching.vae_batch_size
         return {
             "autoencoder": self._task.autoencoder_bytes,
-            "activations": _largest(
-                buckets, lambda b: self._task.cost.encode_bytes(
-                    b.width, b.height, b.num_frames, tiling=self._task.tiling, value_bytes=self._task.vae_bytes
-                )
-            ),
+            "activations": self._encoding_bytes() * batch,
             "pixels": _largest(buckets, lambda b: 3.0 * b.width * b.height * b.num_frames * 4 * batch),
             "context": card.context_bytes,
-        }  # fmt: skip
+        }
+
+    def _encoded_buckets(self) -> set[BucketKey]:
+        return set(self._task.data.encoded_buckets) if self._task.data else set()
+
+    def _encoding_bytes(self) -> float:
+        """Tensors of the encoder for one clip."""
+        task = self._task
+        return _largest(
+            self._encoded_buckets(),
+            lambda b: task.cost.encode_bytes(
+                b.width, b.height, b.num_frames, tiling=task.tiling, value_bytes=task.vae_bytes
+            ),
+        )
 
     def _training_memory(self, card: CardRow) -> dict[str, float]:
         lines = self._task.data.buckets if self._task.data else ()
@@ -118,6 +129,7 @@ class _Scales:
         inputs = tokens * channels * 4 * 4.0 + batch * self._task.text_tokens * self._task.cost.text_width * 4.0
         return {
             **self._held(card),
+            **self._waiting_encoders(),
             "gradients": self._gradients_held() * self._gradient_bytes,
             "activations": self._task.cost.activation_bytes(tokens, self._task.trained),
             "batch": inputs,
@@ -140,27 +152,74 @@ class _Scales:
             return max(rows * columns for rows, columns in sides)
         return self._task.trained.lora_rank * max(max(pair) for pair in sides)
 
-    def _validation_memory(self, card: CardRow) -> dict[str, float]:
-        task, settings = self._task, self._task.config.validation
-        sizes = video_sizes(task.config)
-        tokens = max((task.video_tokens(w, h) for w, h in sizes), default=0)
-        halves = 2 if settings.validation_guidance > 1 else 1
-        once = replace(task.trained, checkpointing=1.0)
-        decoding = max(
+    @property
+    def _text_encoder_bytes(self) -> float:
+        """Of the text encoder on the card; streamed, only what is outside its blocks and two of these."""
+        cost, precision = self._task.cost, str(self._task.config.precision.text_encoder_1_precision)
+        whole = cost.stored_bytes("text", precision, self._task.text_bytes)
+        if not self._task.config.memory.group_offload_text_encoder:
+            return whole
+        away = max(cost.text_blocks - GROUPS_ON_DEVICE, 0)
+        return whole - away * cost.stored_bytes("text block", precision, self._task.text_bytes)
+
+    def _waiting_encoders(self) -> dict[str, float]:
+        """Encoders that stay in memory while training runs."""
+        caching, found = self._task.config.caching, {}
+        encodes = caching.vae_cache_ondemand or caching.vae_cache_disable or not caching.vae_cache_preprocess
+        if encodes or caching.keep_vae_loaded:
+            found["autoencoder"] = self._task.autoencoder_bytes
+        if encodes:
+            found["encoding on demand"] = self._encoding_bytes()
+        if caching.text_cache_ondemand or caching.text_cache_disable:
+            found["text encoder"] = self._text_encoder_bytes
+        return found
+
+    def _denoising_memory(self, card: CardRow) -> dict[str, float]:
+        """A step of the largest video; the autoencoder waits elsewhere unless it is kept."""
+        kept = self._task.config.caching.keep_vae_loaded or card.per_core
+        return {
+            **self._held(card),
+            **({"autoencoder": self._task.autoencoder_bytes} if kept else {}),
+            "activations": self._denoising_bytes(),
+            "context": card.context_bytes,
+        }
+
+    def _decoding_memory(self, card: CardRow) -> dict[str, float]:
+        """Latents to pixels; with enable_model_cpu_offload the transformer's frozen weights are away meanwhile."""
+        held = self._held(card)
+        if self._task.config.memory.enable_model_cpu_offload and not card.per_core:
+            held.pop("weights", None)
+        return {
+            **held,
+            "autoencoder": self._task.autoencoder_bytes,
+            "activations": self._decoding_bytes(),
+            "context": card.context_bytes,
+        }
+
+    def _preview_memory(self, card: CardRow) -> dict[str, float]:
+        """A picture between two denoising steps: the step's activations are gone, and the transformer is there."""
+        parts = {**self._held(card), "context": card.context_bytes}
+        if self._task.config.validation.validation_preview_decoder == "autoencoder":
+            parts["autoencoder"] = self._task.autoencoder_bytes
+            parts["activations"] = self._decoding_bytes()
+        return parts
+
+    def _denoising_bytes(self) -> float:
+        task = self._task
+        tokens = max((task.video_tokens(w, h) for w, h in video_sizes(task.config)), default=0)
+        halves = 2 if task.config.validation.validation_guidance > 1 else 1
+        # A forward pass without gradients holds less than one block going backward.
+        return task.cost.activation_bytes(tokens * halves, replace(task.trained, checkpointing=1.0)) / 2
+
+    def _decoding_bytes(self) -> float:
+        task, frames = self._task, self._task.config.validation.num_frames
+        return max(
             (
-                task.cost.decode_bytes(w, h, settings.num_frames, tiling=task.tiling, value_bytes=task.vae_bytes)
-                for w, h in sizes
+                task.cost.decode_bytes(w, h, frames, tiling=task.tiling, value_bytes=task.vae_bytes)
+                for w, h in video_sizes(task.config)
             ),
             default=0.0,
         )
-        # A forward pass without gradients holds less than one block going backward.
-        sampling = task.cost.activation_bytes(tokens * halves, once) / 2
-        return {
-            **self._held(card),
-            "autoencoder": task.autoencoder_bytes,
-            "activations": max(sampling, decoding),
-            "context": card.context_bytes,
-        }
 
 
 def _largest(items: Iterable[BucketKey], size: Callable[[BucketKey], float]) -> float:

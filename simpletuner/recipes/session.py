@@ -12,6 +12,7 @@ from simpletuner.data.batches import BatchStream
 from simpletuner.events.run import Run
 from simpletuner.recipes.encode import AutoencoderShelf
 from simpletuner.recipes.plan import RunPlan
+from simpletuner.runtime.absence import Absence
 from simpletuner.runtime.host import Host
 from simpletuner.training.build import Trainable
 from simpletuner.training.state import TrainState
@@ -35,6 +36,7 @@ class Session:
     batches: BatchStream
     objective: Objective
     previewer: Previewer | None = None
+    absence: Absence | None = None
 
     @property
     def folder(self) -> Path:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+
 from simpletuner.caching.fingerprint import fingerprint
 from simpletuner.config.catalogs.families import FAMILIES
 from simpletuner.config.catalogs.optimizers import OPTIMIZERS
@@ -21,7 +23,7 @@ from simpletuner.validation.gallery import write_gallery
 from simpletuner.validation.generate import Studio, VideoJob, generate_videos, plan_jobs
 from simpletuner.validation.names import VIDEO_FOLDER, Weights
 from simpletuner.validation.rehearsal import rehearse_largest
-from simpletuner.validation.visiting import VisitingAutoencoder
+from simpletuner.validation.visiting import LonelyAutoencoder, VisitingAutoencoder
 
 # Options that change what a video of the base model shows; all others leave it as it is.
 _SHAPING: Final = (
@@ -146,11 +148,18 @@ def _studio(session: Session, stop: Callable[[], bool]) -> Studio:
 
 
 def _autoencoder(session: Session) -> Autoencoder:
-    """The run's autoencoder; unless it is to stay loaded, only for the time in which it works."""
-    autoencoder, device = session.autoencoders(), session.host.device
-    if session.config.caching.keep_vae_loaded or device.type == "cpu":
-        return autoencoder
-    return VisitingAutoencoder(autoencoder, device)
+    """The run's autoencoder; unless it is to stay loaded, only for the time in which it works.
+
+    With enable_model_cpu_offload it never shares the device with the frozen transformer, not even while it is loaded.
+    """
+    device = session.host.device
+    if device.type == "cpu":
+        return session.autoencoders()
+    if session.config.caching.keep_vae_loaded:
+        autoencoder: Autoencoder = session.autoencoders()
+    else:
+        autoencoder = VisitingAutoencoder(session.autoencoders(torch.device("cpu")), device)
+    return autoencoder if session.absence is None else LonelyAutoencoder(autoencoder, session.absence)
 
 
 def _base_facts(session: Session, job: VideoJob) -> str:

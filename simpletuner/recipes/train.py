@@ -27,6 +27,7 @@ from simpletuner.recipes.bad_files import keep_damaged
 from simpletuner.recipes.encode import AutoencoderShelf, fill_caches
 from simpletuner.recipes.facts import early_facts, run_facts
 from simpletuner.recipes.first_frames import with_first_frames
+from simpletuner.recipes.fitting import fit_to_memory
 from simpletuner.recipes.loop import Outcome, run_session
 from simpletuner.recipes.objective import build_objective
 from simpletuner.recipes.plan import RunPlan, plan_run
@@ -39,6 +40,7 @@ from simpletuner.recipes.session import Session
 from simpletuner.recipes.story import tell_plan, tell_training
 from simpletuner.recipes.survey import batch_rules, check_sizes
 from simpletuner.recipes.teaching import prepare_teaching
+from simpletuner.runtime.absence import Absence
 from simpletuner.runtime.host import Host, find_host
 from simpletuner.runtime.lock import hold_folder
 from simpletuner.runtime.signals import listen_to_signals
@@ -85,7 +87,7 @@ def train_from_config(config: RunConfig, advice: str = ADVICE) -> int:
         for own in (folder, folder / VIDEO_FOLDER):
             sweep(own, recursive=False)
         with listen_to_signals(lambda text: run.emit(Noticed("note", text))) as requests:
-            plan = open_plan(config, host, run)
+            config, plan = open_plan(config, host, run)
             config = with_first_frames(config, plan, run.emit)
             check_publishing(config, run.emit)
             autoencoders = AutoencoderShelf(config, plan, host)
@@ -105,19 +107,22 @@ def train_from_config(config: RunConfig, advice: str = ADVICE) -> int:
     return ExitCode.SIGNALLED + requests.signal_number if outcome == "stopped" else ExitCode.OK
 
 
-def open_plan(config: RunConfig, host: Host, run: Run) -> RunPlan:
-    """Plan the run, prove that the checkpoint fits it, and tell what was found."""
+def open_plan(config: RunConfig, host: Host, run: Run) -> tuple[RunConfig, RunPlan]:
+    """Plan the run, make it fit into memory, prove that the checkpoint fits it, and tell what was found."""
     for problem in config.notices:
         run.emit(Noticed("warning" if problem.severity is Severity.WARNING else "note", str(problem)))
     plan = plan_run(config, run.emit)
     run.emit(RunStarted(run.name, str(run.folder), str(plan.checkpoint or "")))
+    if (fitted := fit_to_memory(config, plan, host, run.emit)) is not config:
+        config = fitted
+        run.record(config.as_document())
     if plan.checkpoint is not None:
         check_facts(plan.checkpoint, early_facts(config, plan))
         if config.checkpoint.delete_invalid_checkpoints and config.checkpoint.resume_from_checkpoint == "latest":
             for path in delete_broken(run.folder, plan.checkpoint):
                 run.emit(Noticed("warning", f"'{path}' was damaged and is deleted (delete_invalid_checkpoints)"))
     tell_plan(config, plan, host, run.emit)
-    return plan
+    return config, plan
 
 
 def begin_session(
@@ -163,8 +168,12 @@ def begin_session(
     tell_training(config, samples, caches, state, batches, run.emit)
     previewer = open_previewer(config, plan, host, run, autoencoders, samples, latents.read)
     return Session(
-        config, plan, host, run, latents, prompts, autoencoders, trainable, state, batches, objective, previewer
-    )
+        config, plan, host, run, latents, prompts, autoencoders, trainable, state, batches, objective, previewer,
+        # On the CPU there is nowhere to go.
+        Absence(trainable.transformer, host.device)
+        if config.memory.enable_model_cpu_offload and host.device.type != "cpu"
+        else None,
+    )  # fmt: skip
 
 
 def _next_words(session: Session, outcome: Outcome, advice: str) -> str:

@@ -1,4 +1,4 @@
-"""An autoencoder that is on the computing device only while it works there."""
+"""An autoencoder that is on the computing device only while it works there, or alone with the trained weights."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from simpletuner.models.family import Autoencoder
+from simpletuner.runtime.absence import Absence
 
 _AWAY = torch.device("cpu")
 
@@ -47,3 +48,23 @@ class VisitingAutoencoder:
             yield
         finally:
             self.move(_AWAY)
+
+
+class LonelyAutoencoder:
+    """Fulfils `Autoencoder`; while it decodes, the transformer's frozen weights wait in RAM."""
+
+    def __init__(self, autoencoder: Autoencoder, absence: Absence) -> None:
+        self._autoencoder, self._absence = autoencoder, absence
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        return self._autoencoder.encode(pixels)
+
+    def decode(self, latents: Tensor, seed: int = 0) -> Tensor:
+        with self._absence.away():
+            return self._autoencoder.decode(latents, seed)
+
+    def drop_encoder(self) -> None:
+        self._autoencoder.drop_encoder()
+
+    def move(self, device: torch.device) -> None:
+        self._autoencoder.move(device)

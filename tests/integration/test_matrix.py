@@ -284,7 +284,7 @@ def trained(config: RunConfig) -> Iterator[Any]:
         open_run(folder, config.as_document(), "matrix", seed=5, reporting=config.reporting, webhooks=()) as run,
         listen_to_signals(lambda text: None) as requests,
     ):
-        plan = open_plan(config, host, run)
+        config, plan = open_plan(config, host, run)
         shelf = AutoencoderShelf(config, plan, host)
         session = begin_session(config, plan, fill_caches(config, plan, host, run.emit, shelf), shelf, host, run)
         try:

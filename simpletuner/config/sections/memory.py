@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge
 
 from simpletuner.config.option import Section, option
 
@@ -10,6 +12,14 @@ RAMTORCH = "RamTorch offload"
 
 
 class MemorySection(Section):
+    memory_budget: str | None = option(
+        None,
+        "Memory of the card that the run may take, such as 10GB, or auto for all of this machine's card. Options that "
+        "nobody set are then chosen so that the run fits, and told with the reason: recomputed blocks, precision of "
+        "the base, streamed blocks, treatment of text encoder and autoencoder.",
+        "运行可占用的显存，如 10GB；auto 表示本机显卡的全部显存。未手动设置的选项会据此自动选择并说明理由："
+        "重算块数、基础模型精度、流式取用的块、文本编码器与自编码器的处理方式。",
+    )
     gradient_checkpointing: bool = option(
         True,
         "Compute activations again in the backward pass instead of keeping them.",
@@ -24,11 +34,11 @@ class MemorySection(Section):
         guide=True,
         level="advanced",
     )
-    gradient_checkpointing_blocks: int | None = option(
+    gradient_checkpointing_blocks: Annotated[int, Ge(0)] | Literal["auto"] | None = option(
         None,
-        "How many blocks are recomputed, spread evenly; wins over the interval. Absent means all.",
-        "重算多少个块，均匀分布；优先于 interval。未给出时为全部。",
-        ge=0,
+        "How many blocks are recomputed, spread evenly; wins over the interval. Absent means all, auto the fewest "
+        "with which training fits the card or memory_budget.",
+        "重算多少个块，均匀分布；优先于 interval。未给出时为全部；auto 表示能放进显卡或 memory_budget 的最少块数。",
         unit="blocks",
         level="advanced",
     )
@@ -51,7 +61,8 @@ class MemorySection(Section):
         "Never hold the autoencoder and the text encoder in memory together.",
         "自编码器与文本编码器绝不同时占用内存。",
         guide=True,
-        accepted_note="encoders and transformer are never in memory together anyway: each is loaded alone and dropped",
+        accepted_note="each encoder is loaded alone and dropped before the next anyway; only caches that are filled on "
+        "demand keep theirs beside the transformer",
     )
     offload_during_save: bool = option(
         False, "Move models to the CPU while a checkpoint is written.", "写检查点时将模型移到 CPU。", level="expert",
@@ -95,8 +106,9 @@ class MemorySection(Section):
         refused="the autoencoder has no row of equal blocks; vae_enable_tiling and vae_enable_slicing bound its memory",
     )
     enable_model_cpu_offload: bool = option(
-        False, "Keep whole components in RAM while validating.", "验证时将整个组件放在内存中。", guide=True,
-        planned="offload of whole components",
+        False, "Keep the frozen transformer in RAM while validation videos are decoded, so that transformer and "
+        "autoencoder are never on the card together.",
+        "解码验证视频时将冻结的 transformer 放在内存中，使其与自编码器不同时占用显存。", guide=True,
     )  # fmt: skip
     musubi_blocks_to_swap: int = option(
         0, "Number of last blocks that stay in RAM and are streamed.", "留在内存并流式取用的末尾块数。", ge=0, le=27,
@@ -154,6 +166,8 @@ class MemorySection(Section):
         """How many of so many blocks compute their activations again in the backward pass."""
         if not self.gradient_checkpointing:
             return 0
+        if self.gradient_checkpointing_blocks == "auto":
+            return blocks  # until `recipes/memory_plan.py` has solved it
         if self.gradient_checkpointing_blocks is not None:
             return min(self.gradient_checkpointing_blocks, blocks)
         return -(-blocks // (self.gradient_checkpointing_interval or 1))

@@ -164,10 +164,15 @@ class Architecture:
     def text_parameters(self) -> int:
         """Values of the T5 encoder: embedding, attention, gated feed-forward, norms, position buckets."""
         t = self.text
-        inner = t["num_heads"] * t["d_kv"]
-        layer = 4 * t["d_model"] * inner + 3 * t["d_model"] * t["d_ff"] + 2 * t["d_model"]
         positions = t.get("relative_attention_num_buckets", 32) * t["num_heads"]
-        return int(t["vocab_size"] * t["d_model"] + t["num_layers"] * layer + t["d_model"] + positions)
+        blocks = t["num_layers"] * self.text_block_parameters()
+        return int(t["vocab_size"] * t["d_model"] + blocks + t["d_model"] + positions)
+
+    def text_block_parameters(self) -> int:
+        """Values of one block of it, the position buckets of the first left out."""
+        t = self.text
+        inner = t["num_heads"] * t["d_kv"]
+        return int(4 * t["d_model"] * inner + 3 * t["d_model"] * t["d_ff"] + 2 * t["d_model"])
 
     def text_linear_layers(self) -> list[tuple[int, int]]:
         """(inputs, outputs) of the linear layers of T5 that may be stored in fewer bits: all but `wo`."""

@@ -116,12 +116,18 @@ class LTXCost:
         return self.shape.layers, self.shape.block_parameters()
 
     @property
+    def text_blocks(self) -> int:
+        return int(self.architecture.text["num_layers"])
+
+    @property
     def text_width(self) -> int:
         return self.shape.text_channels
 
     def stored_bytes(self, component: str, precision: str, value_bytes: int) -> float:
+        text, of_text = self.architecture.text_linear_layers(), self.architecture.text
         layers, values = {
-            "text": (self.architecture.text_linear_layers(), self.parameters["text"]),
+            "text": (text, self.parameters["text"]),
+            "text block": (text[: len(text) // of_text["num_layers"]], self.architecture.text_block_parameters()),
             "transformer": (self._layers_in("transformer_blocks."), self.parameters["transformer"]),
             "block": (self._layers_in("transformer_blocks.0."), self.blocks[1]),
         }[component]
