@@ -21,14 +21,14 @@ from torch import Tensor
 
 from simpletuner.core.errors import ExitCode, UserError
 from simpletuner.data.batch import Batch
-from simpletuner.data.batch_rules import BatchRules
+from simpletuner.data.batch_rules import BatchRules, group_samples
 from simpletuner.data.draw_table import restrict, tabulate
 from simpletuner.data.epochs import Epochs, EpochStart
 from simpletuner.data.geometry import at_epoch
 from simpletuner.data.order import BatchPlan, Cut, DrawTable, Places, cut_batches, order_epoch, plan_steps
 from simpletuner.data.position import Position, identify
 from simpletuner.data.prefetch import Prefetcher
-from simpletuner.data.sample import Sample
+from simpletuner.data.sample import BucketKey, Sample
 from simpletuner.runtime.random import draw_uniform
 
 ReadLatents = Callable[[Sample], Tensor]
@@ -144,6 +144,23 @@ class BatchStream:
         self._position = prepared.after
         return prepared.batch
 
+    def read_largest(self) -> Batch:
+        """A full batch of the size with the most latent cells; position and draws stay as they are.
+
+        Raises:
+            UserError: As for the next batch.
+        """
+        groups = group_samples(self._samples, self._rules)
+        largest = max(groups, key=lambda group: group.capacity * self._size_of(group.bucket))
+        samples = [largest.members[number % len(largest.members)] for number in range(largest.capacity)]
+        return self._collate(samples, range(len(samples)), 1.0, ends_step=True, epoch=self._position.epoch)
+
+    def _size_of(self, bucket: BucketKey) -> int:
+        """Latent cells of a clip, or its pixels where no grid is known."""
+        if self._rules.grid is not None:
+            return self._rules.tokens(bucket)
+        return bucket.width * bucket.height * bucket.num_frames
+
     def state_dict(self) -> dict[str, int]:
         """Position after the batches handed out so far, and what the order depends on; equal in all processes."""
         return {**self._position.as_numbers(), **self._identity.as_numbers()}
@@ -196,10 +213,16 @@ class BatchStream:
 
     def _read(self, plan: BatchPlan, drawn: Places, epoch: int) -> Batch:
         """A batch of the epoch whose draws are the samples number `drawn`, in this order."""
-        samples = [at_epoch(self._samples[drawn[place]], epoch) for place in plan.positions]
+        samples = [self._samples[drawn[place]] for place in plan.positions]
         # The number counts draws, not batches: another batch size changes neither noise nor captions. An epoch takes
         # as many numbers as all data sets have draws, also where some of them do not take part.
         numbers = [(epoch - 1) * len(self._table.samples) + int(place) for place in plan.positions]
+        return self._collate(samples, numbers, plan.share, ends_step=plan.ends_step, epoch=epoch)
+
+    def _collate(
+        self, samples: Sequence[Sample], numbers: Sequence[int], share: float, *, ends_step: bool, epoch: int
+    ) -> Batch:
+        samples = [at_epoch(sample, epoch) for sample in samples]
         captions = tuple(self._draw_caption(sample, number) for sample, number in zip(samples, numbers, strict=True))
         prompts = [self._prompt_of(sample, caption) for sample, caption in zip(samples, captions, strict=True)]
         embeds, masks = zip(*prompts, strict=True)
@@ -212,8 +235,8 @@ class BatchStream:
             sample_numbers=tuple(numbers),
             sample_names=tuple(sample.name for sample in samples),
             captions=captions,
-            share=plan.share,
-            ends_step=plan.ends_step,
+            share=share,
+            ends_step=ends_step,
             epoch=epoch,
             is_i2v=tuple(sample.is_i2v for sample in samples),
             features=self._features_of(samples),

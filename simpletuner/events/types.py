@@ -56,6 +56,20 @@ class TrainingBegan(Event):
 
 
 @dataclass(frozen=True)
+class MemoryMeasured(Event):
+    """The most memory of a phase, measured before step 1 on the largest that will come, beside its forecast.
+
+    Both count tensors alone, without what the driver and the allocator take for themselves; 0 where not known.
+    """
+
+    phase: str  # as the forecast calls it: "training", "denoising videos", "decoding videos"
+    what: str  # such as "2 clips of 768x512@49"
+    measured_bytes: int
+    forecast_bytes: int
+    limit_bytes: int  # of the device
+
+
+@dataclass(frozen=True)
 class StageStarted(Event):
     """A piece of work with a known amount begins; shown as a progress bar."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from simpletuner.events.types import RolledBack, StepSkipped
+    from simpletuner.events.types import MemoryMeasured, RolledBack, StepSkipped
 
 _NAMED_SAMPLES = 8
 
@@ -40,6 +40,15 @@ def told_rate(per_second: float, unit: str) -> str:
     if per_second >= 1:
         return f"{per_second:.1f} {unit}/s"
     return f"{1 / per_second:.1f} s/{unit.removesuffix('s')}"
+
+
+def told_memory(event: MemoryMeasured) -> str:
+    """What a phase took and what was expected."""
+    told = f"Memory of {event.phase} ({event.what}): {told_size(event.measured_bytes)}"
+    if not event.forecast_bytes:
+        return told
+    off = event.forecast_bytes / event.measured_bytes - 1 if event.measured_bytes else 0.0
+    return f"{told}, forecast {told_size(event.forecast_bytes)} ({off:+.0%}), of {told_size(event.limit_bytes)}"
 
 
 def told_skip(event: StepSkipped) -> str:

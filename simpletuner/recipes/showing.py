@@ -17,6 +17,7 @@ from simpletuner.core.files import write_json_atomic
 from simpletuner.events.types import Noticed
 from simpletuner.events.wording import told_size
 from simpletuner.models.family import Autoencoder
+from simpletuner.recipes.probing import forecast_of, tell_measured
 from simpletuner.recipes.session import Session
 from simpletuner.runtime.host import release_memory
 from simpletuner.validation.gallery import write_gallery
@@ -102,6 +103,12 @@ def rehearse(session: Session) -> None:
         lambda: _autoencoder(session), config.prompts, host.device, int(states),
     )  # fmt: skip
     told = f"{found.width}x{found.height} with {found.num_frames} frames"
+    forecast = forecast_of(config, session.plan, host)
+    for phase, measured in (
+        ("denoising videos", found.denoising_bytes),
+        ("decoding videos", found.decoding_bytes),
+    ):
+        tell_measured(phase, f"a video of {told}", measured, forecast, host, session.run.emit)
     session.run.emit(
         Noticed(
             "note",

@@ -32,6 +32,7 @@ from simpletuner.recipes.loop import Outcome, run_session
 from simpletuner.recipes.objective import build_objective
 from simpletuner.recipes.plan import RunPlan, plan_run
 from simpletuner.recipes.previews import open_previewer
+from simpletuner.recipes.probing import probe_largest
 from simpletuner.recipes.publishing import check_publishing
 from simpletuner.recipes.quantized import kept_for_run
 from simpletuner.recipes.resuming import go_on, length_of_run
@@ -160,6 +161,7 @@ def begin_session(
     if is_quantized(config.precision.base_model_precision):
         refuse_deaf_layers(trainable, plan.family, plan.source, config.precision.base_model_precision)
     objective, companions = build_objective(config, plan, trainable, teaching, steps)
+    probe_largest(config, plan, host, trainable, objective, companions, batches, steps, run.emit)
     state = TrainState.begin(trainable, batches, config, steps, companions)
     if plan.checkpoint is not None:
         go_on(state, plan.checkpoint, run_facts(config, plan), run.emit)

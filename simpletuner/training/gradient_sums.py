@@ -21,9 +21,17 @@ class GradientSums:
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         """Listen for gradients of those parameters that are narrower than float32."""
         self._sums: dict[Tensor, Tensor] = {}
-        for parameter in parameters:
-            if self.keeps(parameter):
-                parameter.register_post_accumulate_grad_hook(self._take)
+        self._listening = [
+            parameter.register_post_accumulate_grad_hook(self._take)
+            for parameter in parameters
+            if self.keeps(parameter)
+        ]
+
+    def close(self) -> None:
+        """Listen no more."""
+        for handle in self._listening:
+            handle.remove()
+        self.clear()
 
     def _take(self, parameter: Tensor) -> None:
         gradient = parameter.grad

@@ -19,6 +19,7 @@ from simpletuner.events.wording import told_duration, told_size
 from simpletuner.validation.comparison import compare_videos
 from simpletuner.validation.gallery import GALLERY, write_gallery
 from simpletuner.validation.loss_plot import PLOT, draw_loss_plot, smooth, smoothing_span
+from simpletuner.validation.memory_record import memory_rows
 from simpletuner.validation.names import VIDEO_FOLDER
 from simpletuner.validation.page import render
 from simpletuner.validation.report_charts import (
@@ -114,6 +115,7 @@ def write_report(run_folder: Path, *, title: str) -> Path:
         throughput=_throughput(record),
         times=times,
         bars=_bars(record, times),
+        memory=memory_rows(run_folder),
         run_time=told_duration(record.wall_seconds),
         contact_sheet=CONTACT_SHEET if (run_folder / CONTACT_SHEET).is_file() else "",
         datasets=_dataset_rows(record),

@@ -20,6 +20,13 @@ class MemorySection(Section):
         "运行可占用的显存，如 10GB；auto 表示本机显卡的全部显存。未手动设置的选项会据此自动选择并说明理由："
         "重算块数、基础模型精度、流式取用的块、文本编码器与自编码器的处理方式。",
     )
+    memory_probe: bool = option(
+        True,
+        "Before step 1, take one step on the largest batch and undo it: what does not fit is known at once, and the "
+        "memory it took is told beside the forecast.",
+        "在第 1 步之前用最大的批次试跑一步并撤销：放不下会立即得知，实际占用会与预估一同显示。",
+        level="advanced",
+    )
     gradient_checkpointing: bool = option(
         True,
         "Compute activations again in the backward pass instead of keeping them.",

@@ -22,6 +22,7 @@ from simpletuner.events.types import (
     CheckpointSaved,
     Event,
     LossEvaluated,
+    MemoryMeasured,
     Noticed,
     PreviewGenerated,
     RolledBack,
@@ -36,7 +37,7 @@ from simpletuner.events.types import (
     Uploaded,
     VideoGenerated,
 )
-from simpletuner.events.wording import told_duration, told_rate, told_rollback, told_size, told_skip
+from simpletuner.events.wording import told_duration, told_memory, told_rate, told_rollback, told_size, told_skip
 
 TRAIN = "train"
 _REFRESHES_PER_SECOND = 4  # each costs about 2 ms of CPU
@@ -115,6 +116,8 @@ class ConsoleSink:
         elif isinstance(event, Noticed):
             self._summary.warnings += event.severity != "note"
             self._say(f"{event.severity}: {event.text}", _SEVERITY_STYLES[event.severity])
+        elif isinstance(event, MemoryMeasured):
+            self._say(told_memory(event))
         elif isinstance(event, RolledBack):
             self._warn(told_rollback(event))
         elif isinstance(event, CheckpointSaved):

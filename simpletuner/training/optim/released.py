@@ -36,10 +36,16 @@ class ReleasedOptimizer(Optimizer):
         self._group_state = tuple(group_state)
         self._moved: dict[Tensor, Tensor] = {}  # parameter -> L2 norm of its gradient before clipping
         self._parts: dict[Tensor, Optimizer] = {}
+        self._listening: list[Any] = []
         for group in groups:
             for parameter in group["params"]:
                 self._parts[parameter] = build([{**group, "params": [parameter]}], len(self._parts))
-                parameter.register_post_accumulate_grad_hook(self._move)
+                self._listening.append(parameter.register_post_accumulate_grad_hook(self._move))
+
+    def close(self) -> None:
+        """Listen no more; the parameters stay as they are."""
+        for handle in self._listening:
+            handle.remove()
 
     @property
     def rate(self) -> float:

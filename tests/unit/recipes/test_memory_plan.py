@@ -51,7 +51,7 @@ def test_the_dial_is_the_smallest_that_fits(tmp_path: Path) -> None:
         assert 0 <= turned <= 28
         if turned:
             less = planned(
-                tmp_path, size, found=found, origins={"gradient_checkpointing_blocks": "config.json:1"},
+                tmp_path, size, found=found, origins=fixed,
                 memory=MemorySection(memory_budget=f"{size}GB", gradient_checkpointing_blocks=turned - 1),
             )  # fmt: skip
             assert sum(less.memory.phases["training"].values()) > 0.9 * size * 1e9
