@@ -105,7 +105,20 @@ def _whole_models(draft: Draft) -> Iterator[Problem]:
         )
 
 
+def _kept_attention(draft: Draft) -> Iterator[Problem]:
+    if draft.values["gradient_checkpointing_keep_attention"] and not draft.values["gradient_checkpointing"]:
+        yield note(
+            "gradient_checkpointing_keep_attention has no effect without gradient_checkpointing",
+            where=draft.place("gradient_checkpointing_keep_attention"),
+        )
+
+
 MEMORY_RULES: tuple[Rule, ...] = (
+    Rule(
+        ("gradient_checkpointing_keep_attention", "gradient_checkpointing"),
+        _kept_attention,
+        "only recomputed blocks have attention to keep",
+    ),
     Rule(("memory_budget",), _budget, "a budget is a size, or auto"),
     Rule(("enable_model_cpu_offload", "model_type"), _whole_models, "only frozen weights are sent away"),
     Rule(

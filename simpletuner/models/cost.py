@@ -77,6 +77,8 @@ class TrainedPart:
             build the scores again, 2 for plain products (Dao 2022, arXiv 2205.14135, section 3).
         stored: Precision of the frozen weights, a name of `config/catalogs/precisions.py`.
         fused: Whether a compiler rebuilds intermediates instead of keeping them.
+        keeps_attention: Whether recomputed blocks keep the results of their attention.
+        offloads: Whether what is kept waits elsewhere than on the card.
     """
 
     kind: Literal["lora", "full"] = "lora"
@@ -90,6 +92,8 @@ class TrainedPart:
     attention_backward: float = 2.5
     stored: str = "no_change"
     fused: bool = False
+    keeps_attention: bool = False
+    offloads: bool = False
 
 
 class ModelCost(Protocol):

@@ -150,4 +150,6 @@ def find_trained_part(config: RunConfig, cost: ModelCost) -> TrainedPart:
         state_bytes=optimizer.state_bytes,
         checkpointing=config.memory.blocks_recomputed(cost.blocks[0]) / cost.blocks[0],
         stored=stored,
+        keeps_attention=config.memory.gradient_checkpointing_keep_attention,
+        offloads=config.memory.gradient_checkpointing_offload_attention,
     )

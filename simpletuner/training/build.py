@@ -28,6 +28,7 @@ from simpletuner.core.errors import UserError
 from simpletuner.models.adapters.adapter import Adapter
 from simpletuner.models.family import ModelFamily, Source
 from simpletuner.models.precision.quantize import fill_quantized, layers_to_quantize
+from simpletuner.runtime.activation_offload import ActivationOffload
 from simpletuner.runtime.streaming import BlockStreamer
 from simpletuner.training.offload import clear_scratch, scratch_folder, stream_blocks
 from simpletuner.training.recompute import RecomputeDial
@@ -172,7 +173,13 @@ def build_trainable(
     build = ADAPTERS.load("full" if is_full else adapter.lora_type)
     attached: Adapter = build(transformer, family, adapter, config.lycoris, parameter_dtype, config.schedule.seed)
     blocks = list(transformer.get_submodule(family.block_list))  # type: ignore[call-overload]
-    dial = RecomputeDial(transformer, blocks, config.memory.blocks_recomputed(len(blocks)))
+    dial = RecomputeDial(
+        transformer,
+        blocks,
+        config.memory.blocks_recomputed(len(blocks)),
+        keeps_attention=config.memory.gradient_checkpointing_keep_attention,
+        offload=ActivationOffload(device) if config.memory.gradient_checkpointing_offload_attention else None,
+    )
     transformer.train()
     streamer = None
     if config.memory.streams_blocks:

@@ -60,16 +60,22 @@ class MemorySection(Section):
         },
     )  # fmt: skip
     gradient_checkpointing_offload_attention: bool = option(
-        False, "Move kept activations to the CPU.", "将保留的激活值移到 CPU。", level="expert",
-        planned="offload of activations",
+        False, "Let what the backward pass will need wait in the machine's memory, and bring it back ahead of its use "
+        "(CUDA; elsewhere there is no other place).",
+        "让反向传播所需的激活值在内存中等待，并在使用前取回（CUDA；其他设备上没有别处可放）。", level="expert",
+    )  # fmt: skip
+    gradient_checkpointing_keep_attention: bool = option(
+        False, "Recomputed blocks keep the results of their attention: a little more memory, and the part that costs "
+        "most in long clips is not computed twice.",
+        "重算的块保留其注意力结果：多占少量显存，长视频中最耗时的部分不再重复计算。", level="advanced",
     )  # fmt: skip
     offload_during_startup: bool = option(
         False,
         "Never hold the autoencoder and the text encoder in memory together.",
         "自编码器与文本编码器绝不同时占用内存。",
         guide=True,
-        accepted_note="each encoder is loaded alone and dropped before the next anyway; only caches that are filled on "
-        "demand keep theirs beside the transformer",
+        accepted_note="encoders and transformer are never in memory together anyway: each is loaded alone and dropped; "
+        "only caches that are filled on demand keep theirs",
     )
     offload_during_save: bool = option(
         False, "Move models to the CPU while a checkpoint is written.", "写检查点时将模型移到 CPU。", level="expert",

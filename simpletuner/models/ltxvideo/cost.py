@@ -175,7 +175,7 @@ class LTXCost:
         passes = _FORWARD_PASSES * (1 + share) + _BACKWARD_PASSES
         return Operations(
             matrix_flops=matrix + again,
-            attention_flops=attention * (1 + trained.attention_backward + share),
+            attention_flops=attention * (1 + trained.attention_backward + (0 if trained.keeps_attention else share)),
             traffic_bytes=passes * self.shape.layers * tokens * self.shape.width * trained.weight_bytes,
             launches=forward_launches * (3 + share),
         )
@@ -183,7 +183,11 @@ class LTXCost:
     def activation_bytes(self, tokens: int, trained: TrainedPart) -> float:
         kept = self._kept_bytes(trained)
         again = trained.checkpointing * self.shape.layers
-        held = (self.shape.layers - again) * kept + again * trained.weight_bytes + (kept if again else 0.0)
+        inputs = trained.weight_bytes * (3 if trained.keeps_attention else 1)  # results of two attentions beside them
+        held = (self.shape.layers - again) * kept + again * inputs
+        if trained.offloads:
+            held = 2 * held / self.shape.layers  # one block's is used while the next one's is on its way
+        held += kept if again else 0.0
         return tokens * self.shape.width * (held + _WORKSPACE_TENSORS * trained.weight_bytes)
 
     def encode_clip(self, width: int, height: int, num_frames: int, *, tiling: bool) -> Operations:

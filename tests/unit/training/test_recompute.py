@@ -9,8 +9,10 @@ import pytest
 import torch
 from diffusers import LTXVideoTransformer3DModel
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from simpletuner.config.sections.memory import MemorySection
+from simpletuner.runtime.activation_offload import ActivationOffload
 from simpletuner.training.recompute import RecomputeDial, spread
 
 LAYERS = 5
@@ -104,3 +106,50 @@ def test_more_blocks_than_there_are_is_our_own_fault() -> None:
     model = build()
     with pytest.raises(ValueError, match="cannot be recomputed"):
         RecomputeDial(model, list(model.transformer_blocks), LAYERS + 1)
+
+
+def test_kept_attention_is_not_computed_twice() -> None:
+    """Same gradients; each attention runs once instead of twice, and its results are all that is kept besides."""
+    expected, _ = gradients(build())
+    for keeps, passes in ((False, 2), (True, 1)):
+        model = build()
+        RecomputeDial(model, list(model.transformer_blocks), LAYERS, keeps_attention=keeps)
+        with CountedAttention() as counted:
+            found, _ = gradients(model)
+        assert counted.calls == 2 * LAYERS * passes
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+class CountedAttention(TorchDispatchMode):
+    """Counts the forward passes of PyTorch's attention kernels."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name()
+        self.calls += name.startswith("aten::_scaled_dot_product") and "backward" not in name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("recomputed", [0, 2, LAYERS])
+def test_activations_that_wait_elsewhere(recomputed: int) -> None:
+    expected, _ = gradients(build())
+    model = build()
+    offload = ActivationOffload(torch.device("cpu"), small_bytes=1)
+    RecomputeDial(model, list(model.transformer_blocks), recomputed, offload=offload)
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    stored: list[Tensor] = []
+    offload._pack = lambda tensor, pack=offload._pack: _note(pack(tensor), stored)  # type: ignore[method-assign]
+    for _ in range(2):
+        model.zero_grad(set_to_none=True)
+        found, _ = gradients(model)
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    # Twice the same pass moves twice the same bytes; parameters are not among them.
+    assert 0 < offload.moved_bytes == sum(tensor.nbytes for tensor in stored)
+    assert not own & {tensor.data_ptr() for tensor in stored}
+
+
+def _note(packed: Any, stored: list[Tensor]) -> Any:
+    if not isinstance(packed, Tensor):
+        stored.append(packed.stored)
+    return packed
