@@ -36,7 +36,7 @@ def probe_largest(
     total_steps: int,
     emit: Callable[[Event], None],
 ) -> None:
-    """Take one step on the largest batch and undo it, unless `memory_probe` is off.
+    """Take two steps on the largest batch and undo them, unless `memory_probe` is off.
 
     Raises:
         UserError: If it does not fit, or one of its clips cannot be read.

@@ -1,6 +1,7 @@
-"""One whole optimizer step on the largest batch before step 1, to know that it fits; nothing of it stays.
+"""Two whole optimizer steps on the largest batch before step 1, to know that they fit; nothing of them stays.
 
-The step is the real one (`take_step`) on a state of its own: optimizer, sums and averages are made for it and
+Two, because the optimizer's states come with the first: what a step holds from then on is seen in the second. The
+step is the real one (`take_step`) on a state of its own: optimizer, sums and averages are made for it and
 dropped. Trained weights, companions and random states are put back to the last bit, so that the run is the same with
 and without. What stays is the dial of recomputed blocks where it had to be turned.
 """
@@ -27,6 +28,7 @@ from simpletuner.training.out_of_memory import DoesNotFitError
 from simpletuner.training.state import StateSettings, TrainState
 from simpletuner.training.step import Objective, take_step
 
+_STEPS: Final = 2
 _ADVICE: Final = (
     "Lower train_batch_size, the clips' frames or resolution, set enable_group_offload, or choose a smaller "
     "base_model_precision; memory_budget chooses for you"
@@ -61,7 +63,7 @@ def probe_step(
     limit_bytes: float = 0.0,
     tell: Callable[[str], None],
 ) -> Probe:
-    """Take a step on `batch` and undo it.
+    """Take two steps on `batch` and undo them.
 
     Args:
         trainable: The model.
@@ -95,14 +97,17 @@ def _step(
     trainable: Trainable, objective: Objective, companions: Companions | None, batch: Batch, config: StateSettings,
     total_steps: int, tell: Callable[[str], None],
 ) -> int | None:  # fmt: skip
-    """The peak of one step; None where memory ran out while the weights moved."""
+    """The peak of the steps; None where memory ran out, with all blocks recomputed or while the weights moved."""
     source = _OneStep(batch, config.schedule.gradient_accumulation_steps)
     with MemoryMeter(trainable.device, _all_tensors(trainable, companions)) as meter:
         state = TrainState.begin(trainable, source, config, total_steps, companions)
         try:
             trainable.transformer.train()
             # A broken loss says nothing about memory: such a step is passed over, and told when it really comes.
-            take_step(state, objective, skips=True, tell=tell)
+            for _ in range(_STEPS):
+                take_step(state, objective, skips=True, tell=tell)
+        except DoesNotFitError:
+            return None
         except UserError as error:
             if error.exit_code != ExitCode.NUMERICS:
                 raise

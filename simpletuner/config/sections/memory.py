@@ -22,9 +22,9 @@ class MemorySection(Section):
     )
     memory_probe: bool = option(
         True,
-        "Before step 1, take one step on the largest batch and undo it: what does not fit is known at once, and the "
+        "Before step 1, take two steps on the largest batch and undo them: what does not fit is known at once, and the "
         "memory it took is told beside the forecast.",
-        "在第 1 步之前用最大的批次试跑一步并撤销：放不下会立即得知，实际占用会与预估一同显示。",
+        "在第 1 步之前用最大的批次试跑两步并撤销：放不下会立即得知，实际占用会与预估一同显示。",
         level="advanced",
     )
     gradient_checkpointing: bool = option(
