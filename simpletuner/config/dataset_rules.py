@@ -14,6 +14,7 @@ from simpletuner.config.dataset_stores import check_stores
 from simpletuner.config.draft import Draft
 from simpletuner.config.evaluation_rules import check_evaluation
 from simpletuner.config.i2v_rules import check_i2v
+from simpletuner.config.sections.guidance import feature_source_of
 from simpletuner.config.values import show
 from simpletuner.core.errors import Problem, Severity
 
@@ -353,11 +354,7 @@ def _idle_columns(file: DatasetFile, draft: Draft) -> Iterator[Problem]:
 def _moving_features(file: DatasetFile, draft: Draft) -> Iterator[Problem]:
     """A teacher's features are kept once per sample, and do not follow one that moves."""
     values = draft.values
-    if (
-        not values["crepa_enabled"]
-        or values["crepa_feature_source"] != "encoder"
-        or values["crepa_use_backbone_features"]
-    ):
+    if not values["crepa_enabled"] or feature_source_of(values) != "encoder":
         return
     for dataset in file.datasets:
         if dataset.is_redrawn:

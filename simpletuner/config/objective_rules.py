@@ -8,11 +8,13 @@ from pathlib import Path
 
 from simpletuner.config.catalogs.teachers import TEACHERS
 from simpletuner.config.draft import Draft, Rule, note, warning
+from simpletuner.config.sections.guidance import feature_source_of
 from simpletuner.config.table import option_table
 from simpletuner.config.values import show
 from simpletuner.core.catalog import did_you_mean
 from simpletuner.core.errors import Problem
 
+FROM_WITHIN = {"backbone": "backbone", "self_flow": "model itself (self_flow)"}
 SAMPLER_ORDERS = {"unipc": (2,), "dpm": (1, 2), "euler": (1,)}
 
 
@@ -22,19 +24,20 @@ def _alignment(draft: Draft) -> Iterator[Problem]:
         if idle:
             yield note(f"{', '.join(idle)} without crepa_enabled has no effect", where=draft.place(idle[0]))
         return
-    backbone = draft.values["crepa_use_backbone_features"] or draft.values["crepa_feature_source"] == "backbone"
+    source = feature_source_of(draft.values)
     student, teacher = draft.values["crepa_block_index"], draft.values["crepa_teacher_block_index"]
-    if backbone and (teacher is None or teacher <= student):
+    yield from _old_spellings(draft)
+    if source != "encoder" and (teacher is None or teacher <= student):
         found = "no crepa_teacher_block_index" if teacher is None else f"crepa_teacher_block_index = {teacher}"
         yield Problem(
-            f"features of the backbone with {found} and crepa_block_index = {student}",
+            f"features of the {FROM_WITHIN[source]} with {found} and crepa_block_index = {student}",
             "A block is taught by a later one",
             f"Set crepa_teacher_block_index above {student}",
             draft.place("crepa_teacher_block_index", "crepa_feature_source"),
         )
-    if not backbone:
+    if source == "encoder":
         yield from _encoder(draft)
-    if not backbone and teacher is not None:
+    if source == "encoder" and teacher is not None:
         yield note(
             "crepa_teacher_block_index has no effect with the features of a vision encoder",
             where=draft.place("crepa_teacher_block_index"),
@@ -46,12 +49,38 @@ def _alignment(draft: Draft) -> Iterator[Problem]:
             "Set crepa_lambda (0.5 is usual), or crepa_enabled to false",
             draft.place("crepa_lambda", "crepa_enabled"),
         )
-    if backbone or draft.values["crepa_cache_features"]:
+    if source == "self_flow":
+        yield from _self_flow(draft)
+    if source != "encoder" or draft.values["crepa_cache_features"]:
         return
     yield note(
         "crepa_cache_features = false: each step decodes its clips and runs the vision encoder",
         "Features depend only on the clips; made once, they cost nothing per step",
         where=draft.place("crepa_cache_features"),
+    )
+
+
+def _old_spellings(draft: Draft) -> Iterator[Problem]:
+    if draft.values["crepa_self_flow"] and draft.values["crepa_use_backbone_features"]:
+        yield Problem(
+            "crepa_self_flow and crepa_use_backbone_features together",
+            "Features come from one source",
+            "Keep crepa_feature_source with the one you want, and remove both",
+            draft.place("crepa_self_flow", "crepa_use_backbone_features"),
+        )
+
+
+def _self_flow(draft: Draft) -> Iterator[Problem]:
+    if draft.values["scheduled_sampling_max_step_offset"]:
+        yield Problem(
+            "self-flow with scheduled_sampling_max_step_offset",
+            "A roll-out walks down from one noise level per clip, and self-flow gives tokens two",
+            "Use one of them, or another crepa_feature_source",
+            draft.place("crepa_feature_source", "crepa_self_flow", "scheduled_sampling_max_step_offset"),
+        )
+    yield note(
+        "self-flow: each step asks the model twice, and the time embedding has a row for each token",
+        where=draft.place("crepa_feature_source", "crepa_self_flow"),
     )
 
 
@@ -108,7 +137,8 @@ def _given(draft: Draft, prefix: str) -> list[str]:
 OBJECTIVE_RULES: tuple[Rule, ...] = (
     Rule(
         ("crepa_enabled", "crepa_block_index", "crepa_teacher_block_index", "crepa_feature_source", "crepa_lambda",
-         "crepa_encoder"),
+         "crepa_encoder", "crepa_self_flow", "crepa_use_backbone_features", "crepa_cache_features",
+         "scheduled_sampling_max_step_offset"),
         _alignment,
         "alignment needs a teacher and a weight",
     ),

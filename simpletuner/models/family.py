@@ -181,10 +181,12 @@ class ModelFamily(Protocol):
         prompt_mask: Tensor,
         frame_rates: Tensor,
         first_frame_sigmas: Tensor | None = None,
+        cell_sigmas: Tensor | None = None,
     ) -> Tensor:
         """Velocity prediction [B, C, F, H, W] for noised latents at noise levels sigmas [B] in [0, 1].
 
-        `first_frame_sigmas` [B] are the levels of the first latent frame where they differ.
+        `first_frame_sigmas` [B] are the levels of the first latent frame where they differ; `cell_sigmas` [B, F, H, W]
+        those of every latent cell, which then hold instead of both others.
         """
 
     def noise_levels(self, source: Source, steps: int, size: tuple[int, int, int]) -> Tensor:

@@ -35,6 +35,8 @@ class Drawn:
         given: First frames that are given; None where all clips are text-to-video.
         first_sigmas: [B] their noise levels on the computing device; None likewise.
         weigh: Prediction -> weight of each of its values, or None for equal weights.
+        cell_sigmas: [B, F, H, W] noise levels of each latent cell on the computing device, where `noised` has more than
+            one per clip (a first frame aside); they then hold instead of the others. None likewise.
     """
 
     latents: Tensor
@@ -46,6 +48,7 @@ class Drawn:
     given: GivenFrames | None = None
     first_sigmas: Tensor | None = None
     weigh: Callable[[Tensor], Tensor] | None = None
+    cell_sigmas: Tensor | None = None
 
     def without_given(self, values: Tensor) -> Tensor:
         """`values` [B, C, F, H, W] with 0 in the first frames that are given clean: there is nothing to predict."""
@@ -122,6 +125,7 @@ class Surroundings:
         feature_width: Width of the teacher's features that batches carry; 0 where they carry none.
         teacher: Makes the teacher's features of a batch where batches carry none: latents [B, C, F, H, W] ->
             [B, F, H, W, E].
+        other_levels: Noise levels [B] of a batch by the law of the run, on the CPU, drawn apart from those trained on.
         measured: The adapter without dropout for the length of a block, see `Adapter.measured`.
     """
 
@@ -136,4 +140,5 @@ class Surroundings:
     device: torch.device
     feature_width: int = 0
     teacher: Callable[[Tensor], Tensor] | None = None
+    other_levels: Callable[[Batch], Tensor] | None = None
     measured: Callable[[], AbstractContextManager[None]] = nullcontext

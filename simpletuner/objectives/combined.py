@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from simpletuner.config.catalogs.objectives import OBJECTIVES
 from simpletuner.data.batch import Batch
-from simpletuner.objectives.auxiliary import Auxiliary, Seen, Surroundings
+from simpletuner.objectives.auxiliary import Auxiliary, Drawn, Seen, Surroundings
 from simpletuner.objectives.flow_matching import FlowMatching
 from simpletuner.objectives.hidden_states import captured
 from simpletuner.objectives.terms import LossTerm
@@ -37,16 +37,22 @@ class CombinedObjective:
             drawn = one.prepare(predict, batch, drawn, step)
         numbers = sorted({number for one in active for number in one.blocks})
         if not numbers:
-            prediction, hidden = predict(drawn.noised, drawn.device_sigmas, drawn.first_sigmas), {}
+            prediction, hidden = self._answer(transformer, batch, drawn), {}
         else:
             blocks = list(transformer.get_submodule(self._block_list))  # type: ignore[call-overload]
             with captured(blocks, numbers) as found:
-                prediction, hidden = predict(drawn.noised, drawn.device_sigmas, drawn.first_sigmas), dict(found)
+                prediction, hidden = self._answer(transformer, batch, drawn), dict(found)
         terms = self._flow.judge(drawn, prediction)
         if not active:
             return terms
         seen = Seen(batch, drawn, prediction, hidden, step)
         return (*terms, *(term for one in active for term in one.terms(seen)))
+
+    def _answer(self, transformer: nn.Module, batch: Batch, drawn: Drawn) -> Tensor:
+        """The model's velocity for what it is shown."""
+        return self._flow.predict(
+            transformer, batch, drawn.noised, drawn.device_sigmas, drawn.first_sigmas, drawn.cell_sigmas
+        )
 
 
 def build_further(surroundings: Surroundings) -> dict[str, Auxiliary]:

@@ -1,8 +1,8 @@
 """CREPA: hidden states of one block agree with a teacher's features of the same and the neighbouring frames.
 
 A small projector, trained beside the model in float32, maps hidden states to the teacher's features. The teacher is
-a frozen vision encoder whose features come with the batch (made once, in the caching stage) or are made on the spot,
-or a later block of the model itself.
+a frozen vision encoder whose features come with the batch (made once, in the caching stage) or are made on the spot, a
+later block of the model itself, or that later block looking at a cleaner clip (`self_flow.py`).
 
 Source: Hwang et al. 2025 (arXiv 2506.09229).
 """
@@ -19,6 +19,7 @@ from simpletuner.core.errors import UserError
 from simpletuner.data.batch import Batch
 from simpletuner.maths.alignment import alignment_scores, course_weight, neighbour_weights
 from simpletuner.objectives.auxiliary import Drawn, Predict, Seen, Surroundings, on_device
+from simpletuner.objectives.self_flow import SelfFlow
 from simpletuner.objectives.terms import LossTerm
 
 
@@ -45,16 +46,25 @@ class Projector(nn.Module):
         self.register_buffer("batches", torch.zeros(()))
         self.register_buffer("off", torch.zeros(()))
         self.to(device)
+        # What the host knows of `off`, some steps late on a GPU: it is never waited for.
+        self._known_off = torch.zeros((), pin_memory=device.type == "cuda")
+        self.register_load_state_dict_post_hook(lambda *_: self._learn_off())
 
     def forward(self, hidden: Tensor) -> Tensor:
         projected: Tensor = self.linear(self.norm(hidden.float()))
         return projected
 
+    @property
+    def is_known_off(self) -> bool:
+        """Whether the host has learnt that the term is off."""
+        return bool(self._known_off)
+
     @torch.no_grad()
     def note(self, similarity: Tensor, settings: CrepaSection) -> None:
         """Take the similarity of one batch into the running mean, and switch off where the threshold says so.
 
-        All on the device: nothing waits, and a resumed run switches at the same step.
+        All on the device: nothing waits, and a resumed run switches at the same step. The host hears of it later and
+        then leaves the term out, which changes nothing but the time.
         """
         decay = settings.crepa_similarity_ema_decay
         first = self.batches == 0
@@ -65,6 +75,10 @@ class Projector(nn.Module):
             return
         passed = (self.similarity >= threshold).to(self.off.dtype)
         self.off.copy_(torch.maximum(self.off, passed) if settings.crepa_threshold_mode == "permanent" else passed)
+        self._learn_off()
+
+    def _learn_off(self) -> None:
+        self._known_off.copy_(self.off, non_blocking=True)
 
 
 class Crepa:
@@ -76,6 +90,7 @@ class Crepa:
         self._teacher = surroundings.teacher
         self.companion: nn.Module | None = projector
         self._projector = projector
+        self._self_flow = SelfFlow(surroundings) if self._settings.feature_source == "self_flow" else None
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -85,7 +100,10 @@ class Crepa:
         return (settings.crepa_block_index,)
 
     def is_active(self, step: int) -> bool:
-        cutoff = self._settings.crepa_cutoff_step
+        settings = self._settings
+        if settings.crepa_threshold_mode == "permanent" and self._projector.is_known_off:
+            return False
+        cutoff = settings.crepa_cutoff_step
         return self.weight(step) > 0 and not (cutoff and step > cutoff)
 
     def weight(self, step: int) -> float:
@@ -102,7 +120,7 @@ class Crepa:
         )
 
     def prepare(self, predict: Predict, batch: Batch, drawn: Drawn, step: int) -> Drawn:
-        return drawn
+        return drawn if self._self_flow is None else self._self_flow.prepare(predict, batch, drawn)
 
     def terms(self, seen: Seen) -> Sequence[LossTerm]:
         """The negative score as a loss, and what it is made of."""
@@ -138,6 +156,8 @@ class Crepa:
             assert settings.crepa_teacher_block_index is not None
             later: Tensor = seen.hidden[settings.crepa_teacher_block_index].detach().unflatten(1, (frames, patches))
             return later
+        if self._self_flow is not None:
+            return self._self_flow.features.unflatten(1, (frames, patches))
         if seen.batch.features is not None:
             return seen.batch.features.flatten(2, 3)
         assert self._teacher is not None
@@ -163,7 +183,7 @@ def build_crepa(surroundings: Surroundings) -> Crepa:
                 f"Set {option} to at most {count - 1}",
             )
     width = surroundings.family.hidden_width(transformer)
-    features = width if settings.feature_source == "backbone" else surroundings.feature_width
+    features = surroundings.feature_width if settings.needs_encoder else width
     if not features:
         raise ValueError("CREPA needs a teacher's features")
     return Crepa(surroundings, Projector(width, features, surroundings.device, surroundings.seed))

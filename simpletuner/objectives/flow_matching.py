@@ -72,7 +72,13 @@ class FlowMatching:
         )
 
     def predict(
-        self, transformer: nn.Module, batch: Batch, noised: Tensor, sigmas: Tensor, first_sigmas: Tensor | None
+        self,
+        transformer: nn.Module,
+        batch: Batch,
+        noised: Tensor,
+        sigmas: Tensor,
+        first_sigmas: Tensor | None,
+        cell_sigmas: Tensor | None = None,
     ) -> Tensor:
         """Velocity [B, C, F, H, W] float32 of a batch's clips at these noise levels."""
         return self._family.predict(
@@ -84,6 +90,7 @@ class FlowMatching:
             batch.prompt_mask,
             batch.frame_rates,
             first_frame_sigmas=first_sigmas,
+            cell_sigmas=cell_sigmas,
         )
 
     def judge(self, drawn: Drawn, prediction: Tensor) -> tuple[LossTerm, ...]:

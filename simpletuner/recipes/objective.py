@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from torch import Tensor
+
 from simpletuner.config.run_config import RunConfig
+from simpletuner.data.batch import Batch
 from simpletuner.objectives.auxiliary import Surroundings
 from simpletuner.objectives.combined import CombinedObjective, build_further
 from simpletuner.objectives.flow_matching import FlowMatching
 from simpletuner.recipes.plan import RunPlan
 from simpletuner.recipes.teaching import Teaching
+from simpletuner.runtime.seeds import stream_seed
 from simpletuner.training.build import Trainable
 from simpletuner.training.companions import Companions
 from simpletuner.training.step import Objective
+
+
+def other_levels(config: RunConfig, plan: RunPlan) -> Callable[[Batch], Tensor]:
+    """Noise levels by the law of the run, from random streams of their own."""
+    seed = stream_seed(config.schedule.seed, "other-levels", 0)
+    return FlowMatching(plan.family, plan.source, config.flow, seed).draw_sigmas
 
 
 def build_objective(
@@ -35,7 +47,8 @@ def build_objective(
             trainable.device,
             teaching.width,
             teaching.live,
-            trainable.adapter.measured,
+            other_levels=other_levels(config, plan),
+            measured=trainable.adapter.measured,
         )
     )
     if not further:

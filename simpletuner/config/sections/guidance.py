@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from simpletuner.config.option import Section, option
 
-SELF_FLOW = "self-flow: two noise levels within one frame, which LTX-Video's call has no place for yet"
 AUXILIARY = "this auxiliary loss"
+
+
+FeatureSource = Literal["encoder", "backbone", "self_flow"]
+
+
+def feature_source_of(values: Mapping[str, Any]) -> FeatureSource:
+    """Where CREPA's features come from by these option values, old spellings included."""
+    if values["crepa_self_flow"]:
+        return "self_flow"
+    source: FeatureSource = values["crepa_feature_source"]
+    return "backbone" if values["crepa_use_backbone_features"] else source
 
 
 class CrepaSection(Section):
@@ -63,12 +74,12 @@ class CrepaSection(Section):
     crepa_normalize_neighbour_sum: bool = option(
         False, "Divide by the sum of neighbour weights.", "除以邻帧权重之和。", level="expert"
     )
-    crepa_feature_source: Literal["encoder", "backbone", "self_flow"] = option(
+    crepa_feature_source: FeatureSource = option(
         "encoder",
-        "Where the reference features come from: a vision encoder, or a later block of the model itself.",
-        "参考特征的来源：视觉编码器，或模型自身更靠后的块。",
+        "Where the reference features come from: a vision encoder, a later block of the model itself, or (self_flow) "
+        "that later block looking at a cleaner clip.",
+        "参考特征的来源：视觉编码器、模型自身更靠后的块，或（self_flow）该块观看噪声更少的片段时的输出。",
         level="expert",
-        planned_values={"self_flow": SELF_FLOW},
     )
     crepa_use_backbone_features: bool = option(
         False, "Old form of `crepa_feature_source: backbone`.", "`crepa_feature_source: backbone` 的旧写法。",
@@ -76,21 +87,20 @@ class CrepaSection(Section):
     )  # fmt: skip
     crepa_self_flow: bool = option(
         False, "Old form of `crepa_feature_source: self_flow`.", "`crepa_feature_source: self_flow` 的旧写法。",
-        level="expert", planned=SELF_FLOW,
+        level="expert",
     )  # fmt: skip
     crepa_self_flow_mask_ratio: float = option(
         0.1,
-        "Share of masked tokens of self-flow.",
-        "self-flow 的遮罩比例。",
+        "Share of the tokens that self-flow shows at another noise level.",
+        "self-flow 以另一噪声水平展示的 token 比例。",
         ge=0,
         le=0.5,
         level="expert",
-        planned=SELF_FLOW,
     )
     crepa_teacher_block_index: int | None = option(
         None,
-        "Block that teaches, with backbone features.",
-        "使用骨干特征时的教师块。",
+        "Block that teaches, with features of the backbone or self-flow.",
+        "使用骨干特征或 self-flow 时的教师块。",
         ge=0,
         level="expert",
     )
@@ -126,10 +136,9 @@ class CrepaSection(Section):
     )
 
     @property
-    def feature_source(self) -> Literal["encoder", "backbone"]:
-        """Where the features come from, old spelling included."""
-        from_backbone = self.crepa_use_backbone_features or self.crepa_feature_source == "backbone"
-        return "backbone" if from_backbone else "encoder"
+    def feature_source(self) -> FeatureSource:
+        """Where the features come from, old spellings included."""
+        return feature_source_of(self.model_dump())
 
     @property
     def needs_encoder(self) -> bool:

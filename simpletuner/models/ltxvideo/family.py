@@ -78,9 +78,18 @@ class LTXVideoFamily:
         prompt_mask: Tensor,
         frame_rates: Tensor,
         first_frame_sigmas: Tensor | None = None,
+        cell_sigmas: Tensor | None = None,
     ) -> Tensor:
         return calls.predict(
-            transformer, source, noised_latents, sigmas, prompt_embeds, prompt_mask, frame_rates, first_frame_sigmas
+            transformer,
+            source,
+            noised_latents,
+            sigmas,
+            prompt_embeds,
+            prompt_mask,
+            frame_rates,
+            first_frame_sigmas,
+            cell_sigmas,
         )
 
     def noise_levels(self, source: LTXSource, steps: int, size: tuple[int, int, int]) -> Tensor:

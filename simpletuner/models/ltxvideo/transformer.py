@@ -70,6 +70,7 @@ def predict(
     prompt_mask: Tensor,
     frame_rates: Tensor,
     first_frame_sigmas: Tensor | None = None,
+    cell_sigmas: Tensor | None = None,
 ) -> Tensor:
     """Velocity prediction [B, C, F, H, W] float32 (noise minus latents).
 
@@ -82,6 +83,8 @@ def predict(
         frame_rates: [B] frames per second of each clip.
         first_frame_sigmas: [B] float32 noise levels of the first latent frame where they differ from `sigmas`;
             the transformer must come from `load_transformer`. F is at least 2.
+        cell_sigmas: [B, F, H, W] float32 noise levels of each latent cell; they hold instead of the others. The time
+            embedding then has one row per token, which costs 6 D numbers per token while the model is computed.
     """
     latent_frames, latent_height, latent_width = noised_latents.shape[2:]
     dtype = base_tensor(transformer).dtype
@@ -98,7 +101,10 @@ def predict(
         ),
         "return_dict": False,
     }
-    if first_frame_sigmas is None:
+    if cell_sigmas is not None:
+        arguments["timestep"] = cell_sigmas.to(device, torch.float32).flatten(1) * TIMESTEPS
+        tokens = transformer(**arguments)[0]
+    elif first_frame_sigmas is None:
         tokens = transformer(**arguments)[0]
     else:
         frame_times = times[:, None].repeat(1, latent_frames)

@@ -31,6 +31,7 @@ class Oracle:
     def predict(
         self, transformer: nn.Module, source: Any, noised_latents: Tensor, sigmas: Tensor, *conditions: Tensor,
         first_frame_sigmas: Tensor | None = None,
+        cell_sigmas: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         self.noised, self.first = noised_latents, first_frame_sigmas
         self.levels = sigmas[:, None].repeat(1, noised_latents.shape[2])

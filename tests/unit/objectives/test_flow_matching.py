@@ -30,6 +30,7 @@ class Oracle:
     def predict(
         self, transformer: nn.Module, source: Any, noised_latents: Tensor, sigmas: Tensor, *conditions: Tensor,
         first_frame_sigmas: Tensor | None = None,
+        cell_sigmas: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         assert first_frame_sigmas is None
         self.seen.append((noised_latents, sigmas))

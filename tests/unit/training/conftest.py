@@ -53,12 +53,14 @@ class TinyFamily:
     def predict(
         self, transformer: nn.Module, source: Any, noised_latents: Tensor, sigmas: Tensor, prompt_embeds: Tensor,
         prompt_mask: Tensor, frame_rates: Tensor, first_frame_sigmas: Tensor | None = None,
+        cell_sigmas: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         assert first_frame_sigmas is None
         frames, height, width = noised_latents.shape[2:]
+        times = sigmas if cell_sigmas is None else cell_sigmas.flatten(1)
         tokens = noised_latents.flatten(2).transpose(1, 2)
         velocity = transformer(
-            tokens, prompt_embeds, 1000 * sigmas, prompt_mask, num_frames=frames, height=height, width=width,
+            tokens, prompt_embeds, 1000 * times, prompt_mask, num_frames=frames, height=height, width=width,
             return_dict=False,
         )[0]  # fmt: skip
         return velocity.transpose(1, 2).reshape(noised_latents.shape)
