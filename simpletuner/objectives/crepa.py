@@ -157,7 +157,8 @@ class Crepa:
             later: Tensor = seen.hidden[settings.crepa_teacher_block_index].detach().unflatten(1, (frames, patches))
             return later
         if self._self_flow is not None:
-            return self._self_flow.features.unflatten(1, (frames, patches))
+            seen_cleaner: Tensor = self._self_flow.features.unflatten(1, (frames, patches))
+            return seen_cleaner
         if seen.batch.features is not None:
             return seen.batch.features.flatten(2, 3)
         assert self._teacher is not None

@@ -7,6 +7,7 @@ function over sources, so that the second half of this file can prove that it ca
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -67,8 +68,13 @@ def read_package() -> dict[str, Module]:
     return found
 
 
-def imported_names(module: Module) -> Iterator[tuple[int, str]]:
+@functools.cache
+def imported_names(module: Module) -> tuple[tuple[int, str], ...]:
     """(line, absolute dotted name) of everything imported; `from a import b` gives both "a" and "a.b"."""
+    return tuple(_imported_names(module))
+
+
+def _imported_names(module: Module) -> Iterator[tuple[int, str]]:
     for node in ast.walk(module.tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)

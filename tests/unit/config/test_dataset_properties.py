@@ -62,7 +62,7 @@ def errors(examination: Examination) -> list[str]:
     return [str(problem) for problem in examination.problems if problem.severity is Severity.ERROR]
 
 
-@settings(max_examples=450, **QUICK)
+@settings(max_examples=200, **QUICK)
 @given(place=KNOWN, value=JUNK)
 @example(place=("text_embeds", "caption_filter_list"), value=["s/a/\\9/"])
 @example(place=("dataset", "instance_data_dir"), value="x" * 5000)

@@ -128,7 +128,7 @@ def keys_in(text: str) -> set[str]:
     return known.intersection(re.findall(r"[a-z][a-z0-9_]+", text))
 
 
-@settings(max_examples=160, **QUICK)
+@settings(max_examples=90, **QUICK)
 @given(written=st.dictionaries(st.sampled_from(sorted(TABLE)), JUNK, min_size=8, max_size=8))
 def test_any_value_is_taken_or_told_by_its_name(shared_desk, written: dict[str, Any]) -> None:
     """1,280 values, eight in one file: all that cannot be read are told at once."""
@@ -190,7 +190,7 @@ KEYS = [
 ]
 
 
-@settings(max_examples=80, **QUICK)
+@settings(max_examples=50, **QUICK)
 @given(written=st.dictionaries(st.sampled_from(KEYS), JUNK, min_size=6, max_size=6))
 def test_any_key_of_a_data_set_is_taken_or_told_by_its_name(shared_desk, written: dict[tuple[str, str], Any]) -> None:
     """480 values, six in one entry."""

@@ -255,7 +255,7 @@ def test_round_trip_through_json_flags_and_environment(desk, spec: OptionSpec) -
 WORDS = st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc"]), max_size=12)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(sorted(TABLE)), text=WORDS)
 def test_any_text_gives_a_value_or_an_error_that_names_the_key(shared_desk, name: str, text: str) -> None:
     if name in ("data_backend_config", "user_prompt_library"):
@@ -266,7 +266,7 @@ def test_any_text_gives_a_value_or_an_error_that_names_the_key(shared_desk, name
             assert name in str(problem) or name in ("resolution", "minimum_image_size", "caption_strategy")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(key=WORDS.filter(lambda key: key.strip("- ") and not key.startswith(("_", "#", "//"))), value=WORDS)
 def test_unknown_keys_are_named(shared_desk, key: str, value: str) -> None:
     examination = shared_desk.examine(f"--q{key}={value}".replace("=", "", key.count("=")))

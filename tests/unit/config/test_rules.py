@@ -157,6 +157,22 @@ def test_features_of_an_encoder_do_not_follow_samples_that_move(desk) -> None:
     assert not any(told in text for text in desk.texts())
 
 
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("crepa_feature_source=self_flow",), "features of the model itself (self_flow) with no crepa_teacher_block"),
+        (("crepa_self_flow=true", "crepa_teacher_block_index=12", "scheduled_sampling_max_step_offset=2"),
+         "self-flow with scheduled_sampling_max_step_offset"),
+        (("crepa_self_flow=true", "crepa_teacher_block_index=12", "crepa_use_backbone_features=true"),
+         "crepa_self_flow and crepa_use_backbone_features together"),
+        (("crepa_self_flow=true", "crepa_teacher_block_index=12"), "each step asks the model twice"),
+    ],
+)  # fmt: skip
+def test_self_flow_needs_a_teaching_block_and_a_step_of_its_own(desk, words: tuple[str, ...], text: str) -> None:
+    texts = desk.texts("crepa_enabled=true", *words)
+    assert any(text in found for found in texts), texts
+
+
 def test_aspects_may_carry_their_weights(desk) -> None:
     listed = [{"aspect": 1.0, "weight": 0.25}, {"aspect": 1.5, "weight": 0.75}]
     desk.change_clips(crop=True, crop_aspect="random", crop_aspect_buckets=listed)

@@ -106,7 +106,7 @@ def test_planned_value_is_refused_with_what_is_missing_and_the_fix() -> None:
     assert rule.startswith("It cannot be used: ")
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=700, deadline=None)
 @given(name=st.sampled_from(sorted(TABLE)), raw=ANYTHING)
 def test_any_value_is_read_or_named_unreadable(name: str, raw: Any) -> None:
     spec = TABLE[name]
