@@ -21,8 +21,8 @@ READ_BY_CONFIG = {
     "parquet_caption_column", "parquet_filename_column", "optimizer_config", "optimizer_beta1", "optimizer_beta2",
     "adam_epsilon", "adam_weight_decay", "ltx_train_mode", "enable_group_offload", "group_offload_type",
     "group_offload_blocks_per_group", "gradient_checkpointing_interval", "gradient_checkpointing_blocks",
-    "crepa_feature_source", "crepa_use_backbone_features", "crepa_self_flow", "scheduled_sampling_sampler", "scheduled_sampling_order",
-    "scheduled_sampling_reflexflow", "fuse_optimizer", "prodigy_steps",
+    "crepa_feature_source", "crepa_use_backbone_features", "crepa_self_flow", "scheduled_sampling_sampler",
+    "scheduled_sampling_order", "scheduled_sampling_reflexflow", "fuse_optimizer", "prodigy_steps",
     "vae_cache_clear_each_epoch",
 }  # fmt: skip
 
