@@ -31,7 +31,9 @@ output_dir is measured: the base model, each checkpoint, the last weights, their
   FILE[:STRENGTH]  an adapter file, run folder, checkpoint or transformer folder
   --json           one JSON document, with the loss at each noise level
 
-The lowest loss is not always the best video: it tells how well the clips set apart are predicted, as text-to-video.
+The lowest loss is not always the best video: it tells how well the clips set apart are predicted.
+Where a training set trains image-to-video, they are measured twice: as text-to-video, and (a series ending in /i2v)
+with their first frame given.
 """
 BANDS = 4
 

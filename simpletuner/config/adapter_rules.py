@@ -14,8 +14,8 @@ from simpletuner.core.errors import Problem
 # Storage formats from which PEFT cannot get the full weights back, which DoRA reads at every step
 # (seen with PEFT 0.21, Quanto 0.2.7 and bitsandbytes 0.50).
 WITHOUT_DORA = ("int8-quanto", "int4-quanto", "int2-quanto", "fp8-quanto", "int8-bnb")
-LORA_SHAPE = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_init_type", "use_dora",
-              "peft_lora_target_modules", "lora_format")  # fmt: skip
+LORA_SHAPE = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "slider_lora_target", "lora_init_type",
+              "use_dora", "peft_lora_target_modules", "lora_format")  # fmt: skip
 
 
 def _trains(draft: Draft) -> str:
@@ -115,6 +115,34 @@ def _full(draft: Draft) -> Iterator[Problem]:
         )
 
 
+def _going_on(draft: Draft) -> Iterator[Problem]:
+    """What goes with a file to start from."""
+    step, averages, start = (draft.values[name] for name in ("init_lora_step", "init_lora_ema", "init_lora"))
+    for name in ("init_lora_step", "init_lora_ema"):
+        if draft.values[name] and not start:
+            yield Problem(
+                f"{draft.told(name)} without init_lora",
+                "It tells more about the file that a run starts from",
+                "Set init_lora, or remove it",
+                draft.place(name),
+            )
+    if averages and not draft.values["use_ema"]:
+        yield Problem(
+            f"{draft.told('init_lora_ema')} without use_ema",
+            "Averaged weights go on only in a run that averages",
+            "Set use_ema to true, or remove it",
+            draft.place("init_lora_ema"),
+        )
+    last = draft.values["max_train_steps"]
+    if step and last and step >= last:
+        yield Problem(
+            f"init_lora_step = {step} with max_train_steps = {last}",
+            "The steps of the file count, so that nothing would be left to train",
+            f"Raise max_train_steps above {step}, or remove init_lora_step",
+            draft.place("init_lora_step"),
+        )
+
+
 ADAPTER_RULES: tuple[Rule, ...] = (
     Rule(("use_dora", "base_model_precision", "lora_init_type", "lora_type", "model_type"), _dora,
          "DoRA needs the full weights of the base"),
@@ -123,4 +151,6 @@ ADAPTER_RULES: tuple[Rule, ...] = (
     Rule(("lora_type", "model_type"), _idle_settings, "settings of a PEFT LoRA do nothing elsewhere"),
     Rule(("model_type", "base_model_precision", "optimizer", "mixed_precision", "init_lora"), _full,
          "all weights are trained in the format they are computed in"),
+    Rule(("init_lora", "init_lora_step", "init_lora_ema", "use_ema", "max_train_steps"), _going_on,
+         "step count and averages belong to a file"),
 )  # fmt: skip

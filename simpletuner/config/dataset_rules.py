@@ -238,7 +238,8 @@ def _evaluation(dataset: ClipDataset, written: frozenset[str], where: Where) -> 
     idle += ["video.is_i2v"] if "video.is_i2v" in written and dataset.video.is_i2v else []
     if idle:
         yield Problem(f"{', '.join(idle)} {'has' if len(idle) == 1 else 'have'} no effect on an evaluation set",
-                      "It is never trained: each of its samples counts once, as text-to-video",
+                      "It is never trained: each of its samples counts once; the sets that are trained decide about "
+                      "image-to-video",
                       "Remove it", where(idle[0]), Severity.WARNING)  # fmt: skip
 
 

@@ -6,6 +6,7 @@ Pure text; the Hub is not asked.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 LONGEST = 96  # characters of owner and name together, the Hub's own limit
 _PART = re.compile(r"[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?", re.ASCII)
@@ -29,6 +30,15 @@ def read_repository(text: str) -> str:
     if len(name) > LONGEST:
         raise ValueError(f"A name has at most {LONGEST} characters")
     return name
+
+
+def public_name(model: str) -> str:
+    """What a published file calls a base model: its repository, or the last part of a folder's path.
+
+    Where something lies on this machine is nobody else's business, and of no use to them.
+    """
+    is_repository = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model) is not None and not Path(model).exists()
+    return model if is_repository else Path(model).name
 
 
 def choose_repository(hub_model_id: str | None, project: str) -> str:

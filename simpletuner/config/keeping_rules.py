@@ -16,7 +16,7 @@ COMMAND_VALUES = (
     "local_checkpoint_path", "global_step", "tracker_run_name", "tracker_project_name", "model_family", "model_type",
     "lora_type", "huggingface_path",
 )  # fmt: skip
-_COMMANDS = ("post_checkpoint_script", "disk_low_script")
+_COMMANDS = ("post_checkpoint_script", "disk_low_script", "validation_external_script")
 
 
 def command_values() -> list[str]:

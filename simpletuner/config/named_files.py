@@ -16,7 +16,9 @@ from simpletuner.config.draft import Draft
 from simpletuner.config.lycoris_file import LycorisFile, LycorisReading, read_lycoris
 from simpletuner.config.lycoris_rules import check_lycoris
 from simpletuner.config.publishing_file import PublishingPlace, PublishingReading, read_publishing
+from simpletuner.config.sections.adapter import SLIDER_LAYERS
 from simpletuner.config.sections.reporting import CUSTOM_TRACKER, tracker_names
+from simpletuner.config.validation_adapters import place_entries
 from simpletuner.config.webhook_file import Webhook, WebhookReading, read_webhooks
 from simpletuner.core.errors import Problem, UserError
 
@@ -58,7 +60,7 @@ def read_named_files(draft: Draft, find: FindFile, missing: Missing, name_of: Ca
     problems = [*lycoris.problems, *heard.problems, *places.problems]
     if lycoris.settings is not None and draft.values["lora_type"] == "lycoris" and draft.values["model_type"] != "full":
         problems += check_lycoris(lycoris.settings, draft)
-    for read in (_layer_list, _adapter_file, _tracker_file, _preview_decoder):
+    for read in (_layer_list, _adapter_file, _further_adapters, _tracker_file, _preview_decoder):
         try:
             replaced.update(read(draft, find, missing, name_of))
         except UserError as error:
@@ -69,8 +71,11 @@ def read_named_files(draft: Draft, find: FindFile, missing: Missing, name_of: Ca
 def _layer_list(
     draft: Draft, find: FindFile, missing: Missing, name_of: Callable[[Path], str]
 ) -> Mapping[str, list[str]]:
-    """The list behind `peft_lora_target_modules` where its one entry is the name of a JSON file."""
+    """The list behind `peft_lora_target_modules` where its one entry is the name of a JSON file; that of sliders where
+    they are asked for."""
     written = draft.values["peft_lora_target_modules"]
+    if not written and draft.values["slider_lora_target"]:
+        return {"peft_lora_target_modules": list(SLIDER_LAYERS)}
     if not written or len(written) != 1 or not written[0].lower().endswith(".json"):
         return {}
     path = find(written[0])
@@ -89,14 +94,38 @@ def _layer_list(
 
 
 def _adapter_file(draft: Draft, find: FindFile, missing: Missing, name_of: Callable[[Path], str]) -> Mapping[str, str]:
-    """The adapter file that the run starts from, as it was found."""
-    written = draft.values["init_lora"]
-    if not written:
-        return {}
-    path = find(written)
-    if path is None:
-        raise UserError.of([missing("init_lora", written, "*.safetensors")])
-    return {"init_lora": str(path)}
+    """The adapter files that the run starts from, as they were found."""
+    found, problems = {}, []
+    for option in ("init_lora", "init_lora_ema"):
+        if not (written := draft.values[option]):
+            continue
+        path = find(written)
+        if path is None:
+            problems.append(missing(option, written, "*.safetensors"))
+        else:
+            found[option] = str(path)
+    if problems:
+        raise UserError.of(problems)
+    return found
+
+
+def _further_adapters(
+    draft: Draft, find: FindFile, missing: Missing, name_of: Callable[[Path], str]
+) -> Mapping[str, Any]:
+    """The adapters that are put on for validation, as they were found."""
+    found: dict[str, Any] = {}
+    written = draft.values["validation_adapter_path"]
+    if written:
+        path = find(written)
+        if path is None:
+            raise UserError.of([missing("validation_adapter_path", written, "*.safetensors")])
+        found["validation_adapter_path"] = str(path)
+    entries, told = _document(draft, "validation_adapter_config", find, missing, name_of)
+    if told:
+        found["validation_adapter_config"] = place_entries(entries, told, find)
+    elif entries:
+        raise UserError.of(entries)
+    return found
 
 
 def _tracker_file(draft: Draft, find: FindFile, missing: Missing, name_of: Callable[[Path], str]) -> Mapping[str, str]:

@@ -16,14 +16,13 @@ from simpletuner.config.documents import is_comment
 from simpletuner.core.catalog import did_you_mean
 from simpletuner.core.errors import Problem
 
-BUILT = ("s3", "s3-compatible")
+BUILT = ("s3", "s3-compatible", "backblaze_b2", "b2")
+BACKBLAZE = ("backblaze_b2", "b2")  # speaks S3, at an address that follows from its region
 # Other names that are known, each with what to do instead.
 OTHERS: Mapping[str, str] = {
-    "backblaze_b2": 'Backblaze speaks S3: write "provider": "s3" with the "endpoint_url" of the bucket',
-    "b2": 'Backblaze speaks S3: write "provider": "s3" with the "endpoint_url" of the bucket',
-    "azure_blob": 'Use "s3", the Hub (push_to_hub), or a post_checkpoint_script',
-    "azure": 'Use "s3", the Hub (push_to_hub), or a post_checkpoint_script',
-    "dropbox": 'Use "s3", the Hub (push_to_hub), or a post_checkpoint_script',
+    "azure_blob": "Let post_checkpoint_script call its own program (azcopy, rclone), or use s3 or the Hub",
+    "azure": "Let post_checkpoint_script call its own program (azcopy, rclone), or use s3 or the Hub",
+    "dropbox": "Let post_checkpoint_script call a program that knows it (rclone), or use s3 or the Hub",
 }
 
 
@@ -40,6 +39,13 @@ class PublishingPlace(BaseModel):
     endpoint_url: str | None = None
     base_path: str | None = None
     public_base_url: str | None = None
+
+    @property
+    def address(self) -> str | None:
+        """Where the store is reached; None where the client library knows."""
+        if self.endpoint_url is None and self.provider in BACKBLAZE:
+            return f"https://s3.{self.region}.backblazeb2.com"
+        return self.endpoint_url
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,12 @@ def read_publishing(value: Any, place: str) -> PublishingReading:
 def _findings(entry: Mapping[str, Any], where: str) -> Iterator[Problem]:
     kind = entry.get("provider")
     if str(kind) in OTHERS:
-        yield Problem(f"provider = {kind!r}", "Not built: uploading there", OTHERS[str(kind)], where)
+        yield Problem(
+            f"provider = {kind!r}",
+            "It speaks a protocol of its own, which this program does not",
+            OTHERS[str(kind)],
+            where,
+        )
         return
     if kind not in BUILT:
         what = "provider is missing" if kind is None else f"provider = {str(kind)!r}"
@@ -96,6 +107,9 @@ def _findings(entry: Mapping[str, Any], where: str) -> Iterator[Problem]:
             near = did_you_mean(key, list(PublishingPlace.model_fields))
             yield Problem(f"unknown key '{key}'", f"Known: {', '.join(PublishingPlace.model_fields)}",
                           near or "Remove it", where)  # fmt: skip
+    if kind in BACKBLAZE and not entry.get("region") and not entry.get("endpoint_url"):
+        yield Problem("region is missing", "The address of a Backblaze bucket follows from its region",
+                      'Add "region", for example "us-west-004", or "endpoint_url"', where)  # fmt: skip
     if not entry.get("bucket"):
         yield Problem("bucket is missing", "It names where files go", 'Add "bucket"', where)
     if bool(entry.get("access_key")) != bool(entry.get("secret_key")):

@@ -11,7 +11,7 @@ from simpletuner.config.draft import Draft, Rule, note
 from simpletuner.config.hub_name import read_repository
 from simpletuner.config.sections.reporting import CUSTOM_TRACKER, tracker_names
 from simpletuner.config.table import option_table
-from simpletuner.config.values import show
+from simpletuner.config.values import capitalised, show
 from simpletuner.core.catalog import did_you_mean
 from simpletuner.core.errors import Problem
 
@@ -28,13 +28,11 @@ def _trackers(draft: Draft) -> Iterator[Problem]:
     for name in tracker_names(str(draft.values["report_to"])):
         if name in built:
             continue
-        missing = spec.facts.planned_values.get(name)
+        reason, _, advice = spec.facts.refused_values.get(name, "").partition("; ")
         yield Problem(
             f"report_to = {show(name)}",
-            f"Not built yet: {missing}" if missing else f"There is no such tracker. Known: {', '.join(built)}",
-            f"Use {', '.join(TRACKERS)}; or none: the run folder keeps metrics.jsonl and a report"
-            if missing
-            else did_you_mean(name, built) or "Remove it",
+            f"It cannot be used: {reason}" if reason else f"There is no such tracker. Known: {', '.join(built)}",
+            capitalised(advice) if reason else did_you_mean(name, built) or "Remove it",
             draft.place("report_to"),
         )
 

@@ -16,6 +16,7 @@ from simpletuner.core.catalog import did_you_mean
 from simpletuner.core.errors import Problem
 
 SHORT_PROMPT_WORDS = 12
+OUTSIDE = "external-script"
 NAMED_PREVIEWS = (AUTO, *(name for name in PREVIEWS if name != FILE))
 
 
@@ -53,7 +54,7 @@ def _frames_of_videos(draft: Draft) -> Iterator[Problem]:
 
 
 def _prompts(draft: Draft) -> Iterator[Problem]:
-    if draft.values["validation_disable"]:
+    if draft.values["validation_disable"] or draft.values["validation_method"] == OUTSIDE:
         return
     if not draft.prompts and not draft.values["validation_using_datasets"]:
         yield warning(
@@ -118,6 +119,63 @@ def _pictures(draft: Draft) -> Iterator[Problem]:
         )
 
 
+def _outside(draft: Draft) -> Iterator[Problem]:
+    """A command in place of the program's own videos."""
+    values, is_chosen = draft.values, draft.values["validation_method"] == OUTSIDE
+    if is_chosen and not values["validation_external_script"]:
+        yield Problem(
+            f"validation_method = {show(OUTSIDE)} without validation_external_script",
+            "It says what runs in place of the program's own videos",
+            "Set validation_external_script to a command, for example a script file and {local_checkpoint_path}",
+            draft.place("validation_method"),
+        )
+    for name in ("validation_external_script", "validation_external_background"):
+        if values[name] and not is_chosen:
+            yield note(
+                f"{name} has no effect with {draft.told('validation_method')}",
+                fix=f"Set validation_method to {OUTSIDE}, or remove it",
+                where=draft.place(name),
+            )
+    if is_chosen and values["validation_on_startup"]:
+        yield note(
+            "validation_on_startup has no effect: a command is given checkpoints, and before the first step there is "
+            "none",
+            where=draft.place("validation_on_startup"),
+        )
+
+
+def _further_adapters(draft: Draft) -> Iterator[Problem]:
+    """Adapters that are put on for validation only."""
+    values = draft.values
+    one, several = values["validation_adapter_path"], values["validation_adapter_config"]
+    if one and several:
+        yield Problem(
+            "validation_adapter_path and validation_adapter_config are both set",
+            "The second lists several adapters, the first is for one",
+            "Move the path into the list, or remove one of them",
+            draft.place("validation_adapter_path"),
+        )
+    if not values["validation_adapter_strength"]:
+        yield Problem(
+            f"validation_adapter_strength = {show(values['validation_adapter_strength'])}",
+            "At strength 0 the adapter would do nothing",
+            "Choose another, 1 is the strength it was trained at",
+            draft.place("validation_adapter_strength"),
+        )
+    idle = [
+        name
+        for name in ("validation_adapter_name", "validation_adapter_strength", "validation_adapter_mode")
+        if name in draft.given and not (one or (several and name == "validation_adapter_mode"))
+    ]
+    if idle:
+        verb = "has" if len(idle) == 1 else "have"
+        yield note(
+            f"{', '.join(idle)} {verb} no effect: no adapter is named for validation",
+            fix="Set validation_adapter_path, or remove it",
+            where=draft.place(idle[0]),
+        )
+
+
 def _late_start(draft: Draft) -> Iterator[Problem]:
     after, steps = draft.values["validate_after_step"], draft.values["max_train_steps"]
     if after and steps and after > steps:
@@ -136,6 +194,11 @@ VALIDATION_RULES: tuple[Rule, ...] = (
           "validation_num_inference_steps"), _previews, "previews need a decoder and an interval that is reached"),
     Rule(("validation_randomize", "disable_benchmark", "validation_disable"), _noise,
          "only equal noise can be compared"),
+    Rule(("validation_method", "validation_external_script", "validation_external_background",
+          "validation_on_startup"), _outside, "a command of one's own makes the videos"),
+    Rule(("validation_adapter_path", "validation_adapter_config", "validation_adapter_strength",
+          "validation_adapter_name", "validation_adapter_mode"), _further_adapters,
+         "adapters beside the trained weights, for validation only"),
     Rule(("validation_stitch_input_location", "validation_using_datasets"), _pictures,
          "a picture is shown beside videos that begin with one"),
     Rule(("validate_after_step", "max_train_steps"), _late_start, "a start beyond the end leaves the last validation"),

@@ -182,6 +182,19 @@ class BatchStream:
         self._position = position
         return told
 
+    def skip_to(self, step: int) -> None:
+        """Stand where a run with these samples and batches stands after `step` optimizer steps.
+
+        Raises:
+            UserError: If no data set takes part in one of the epochs before.
+        """
+        start = next(start for start in self.epochs.walk() if step < start.step + start.size.steps)
+        table = restrict(self._table, [self.epochs.datasets.index(name) for name in start.datasets])
+        cut = cut_batches(table.groups[order_epoch(table, self._seed, start.epoch)], table.capacity)
+        first = (step - start.step) * self._rules.batches_per_step
+        self.close()
+        self._position = Position(start.epoch, int(cut.starts[first]), 0, step, start.step)
+
     def close(self) -> None:
         """End the loader thread and drop what it prepared; the position stays."""
         if self._ahead is not None:

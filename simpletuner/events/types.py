@@ -7,6 +7,7 @@ that a sink needs to know nothing of the model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -93,6 +94,45 @@ class StageFinished(Event):
     done: int
     seconds: float
     summary: str = ""
+
+
+@dataclass(frozen=True)
+class PhaseBegan(Event):
+    """A piece of work of unknown length begins, one of `PHASES` in `phases.py`; nobody is shown a bar."""
+
+    phase: str
+
+
+@dataclass(frozen=True)
+class PhaseEnded(Event):
+    phase: str
+    seconds: float
+    outcome: Literal["completed", "failed"] = "completed"
+
+
+@dataclass(frozen=True)
+class HardwareFound(Event):
+    """What the run computes with."""
+
+    cpu: str
+    cores: int  # that this process may use
+    memory_bytes: int
+    device: str
+    device_bytes: int = 0  # 0 where the device has no memory of its own
+
+
+@dataclass(frozen=True)
+class HardwareSampled(Event):
+    """How busy the machine is, looked at now and then beside training; not-a-number where it cannot be read."""
+
+    cpu_percent: float  # of all cores, by every program
+    own_cpu_percent: float  # of all cores, by this run
+    memory_bytes: int  # of this run
+    memory_percent: float  # of the machine's, by every program
+    device_percent: float = math.nan  # share of the time in which the card computed
+    device_memory_bytes: float = math.nan  # in use on the card, by every program
+    device_watts: float = math.nan
+    device_celsius: float = math.nan
 
 
 @dataclass(frozen=True)

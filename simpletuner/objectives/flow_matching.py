@@ -141,21 +141,42 @@ class FlowMatching:
 
 
 def loss_at(
-    family: ModelFamily, source: Source, transformer: nn.Module, batch: Batch, sigmas: Tensor, noise: Tensor
+    family: ModelFamily,
+    source: Source,
+    transformer: nn.Module,
+    batch: Batch,
+    sigmas: Tensor,
+    noise: Tensor,
+    *,
+    gives_first: bool = False,
 ) -> Tensor:
     """Squared distance of the predicted velocity, [B] float32, at noise levels and noise that are given.
 
-    Nothing is drawn and no option changes it: no first frame is given, no noise is added beside `noise`. So it can be
-    compared over the steps of a run and between runs; with l2 and text-to-video it is what training lowers.
+    Nothing is drawn and no option changes it: no noise is added beside `noise`. So it can be compared over the steps
+    of a run and between runs; with l2 it is what training lowers.
 
     Args:
         batch: On the computing device.
         sigmas: [B] float32 noise levels in (0, 1), on the computing device.
         noise: [B, C, F, H, W] or what broadcasts to it, float32, on the computing device.
+        gives_first: Whether the first latent frame is given clean, as in image-to-video; the mean is over the other
+            frames then, of which there must be one.
     """
     latents = batch.latents.float()
     noised = noise_latents(latents, noise.expand_as(latents), sigmas)
+    target = velocity_target(latents, noise.expand_as(latents))
+    first_sigmas = None
+    if gives_first:
+        first_sigmas = torch.zeros_like(sigmas)
+        noised[:, :, 0] = latents[:, :, 0]
     prediction = family.predict(
-        transformer, source, noised, sigmas, batch.prompt_embeds, batch.prompt_mask, batch.frame_rates
+        transformer,
+        source,
+        noised,
+        sigmas,
+        batch.prompt_embeds,
+        batch.prompt_mask,
+        batch.frame_rates,
+        first_frame_sigmas=first_sigmas,
     )
-    return squared_error(prediction, velocity_target(latents, noise.expand_as(latents)))
+    return squared_error(prediction[:, :, 1:], target[:, :, 1:]) if gives_first else squared_error(prediction, target)

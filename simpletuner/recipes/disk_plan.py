@@ -134,7 +134,7 @@ def _caches(config: RunConfig, data: DataPlan, cost: ModelCost) -> Iterator[Disk
     for folder, size in folders.items():
         yield DiskLine("latents", folder, size, _size_of(folder), f"{counts[folder]} clips in bf16")
     texts = {*data.captions, ""}
-    if config.prompts and not config.validation.validation_disable:
+    if config.prompts and config.validation.makes_videos:
         texts |= {config.validation.validation_negative_prompt, *(prompt.prompt for prompt in config.prompts)}
     value = 2 if config.precision.mixed_precision == "bf16" else 4
     tokens = sum(caption_tokens(text, config.model.tokenizer_max_length) for text in texts)

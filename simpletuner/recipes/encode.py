@@ -180,6 +180,6 @@ def texts_of(config: RunConfig, plan: RunPlan) -> list[str]:
 
 def validation_texts(config: RunConfig) -> set[str]:
     """All texts that validation needs, the negative prompt included."""
-    if config.validation.validation_disable or not config.prompts:
+    if not config.validation.makes_videos or not config.prompts:
         return set()
     return {config.validation.validation_negative_prompt, *(entry.prompt for entry in config.prompts)}

@@ -28,7 +28,7 @@ from simpletuner.recipes.encode import fill_caches
 from simpletuner.recipes.evaluating import build_yardstick
 from simpletuner.recipes.model_in_use import use_model
 from simpletuner.recipes.plan import RunPlan
-from simpletuner.runtime.host import Host, find_host
+from simpletuner.runtime.host import Host, allow_tf32, find_host
 from simpletuner.training.build import weight_dtype
 from simpletuner.validation.stable_loss import Measurement, Yardstick, measure
 
@@ -110,6 +110,7 @@ def evaluate_candidates(
             "Add such a set to the data set file",
         )
     host = find_host()
+    allow_tf32(not config.precision.disable_tf32)
     config, plan = open_cache_plan(config, emit, writes=True)
     latents, prompts = fill_caches(config, replace(plan, samples=()), host, emit, all_now=True, partly=True)
     yardstick = build_yardstick(config, plan.evaluation, latents, prompts)

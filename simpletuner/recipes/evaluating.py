@@ -33,7 +33,7 @@ from simpletuner.recipes.saving import BEST_RECORD
 from simpletuner.recipes.session import Session
 from simpletuner.recipes.showing import shown_weights
 from simpletuner.validation.judgement import Judgement, Mark, judge
-from simpletuner.validation.stable_loss import Measurement, Yardstick, choose_clips, measure, pool
+from simpletuner.validation.stable_loss import Measurement, Yardstick, choose_clips, measure, pool, with_first_frames
 
 Measured = Literal["adapter", "ema"]
 
@@ -235,7 +235,14 @@ def build_yardstick(
     sets = {name: samples for name, samples in sets.items() if samples}
     if settings.eval_dataset_pooling and sets:
         sets = pool(sets)
+    if measures_first_frames(config):
+        sets = with_first_frames(sets)
     return Yardstick(sets, settings.eval_timesteps, config.schedule.train_batch_size, latents.read, prompts.read)
+
+
+def measures_first_frames(config: RunConfig) -> bool:
+    """Whether the run trains image-to-video, so that its clips are measured that way as well."""
+    return bool(config.flow.ltx_i2v_prob) and any(dataset.trains_i2v for dataset in config.datasets)
 
 
 def yardstick_fingerprint(yardstick: Yardstick) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from datetime import datetime, timezone
 from typing import Any
 
 from simpletuner.config.comment import fill_comment
+from simpletuner.config.hub_name import public_name
 from simpletuner.config.run_config import RunConfig
 from simpletuner.config.sources import process_environment
+from simpletuner.data.caption_rules import instance_prompts
 from simpletuner.recipes.plan import RunPlan
 from simpletuner.recipes.session import Session
 
@@ -55,19 +59,58 @@ def _early_adapter_facts(config: RunConfig) -> dict[str, Any]:
 
 
 def weights_metadata(session: Session) -> dict[str, str]:
-    """Facts about the training that travel in the adapter file; all values are texts."""
-    config, state = session.config, session.state
+    """Facts about the training that travel in the file of its weights, all of them texts; no path of this machine."""
+    config, state, source = session.config, session.state, session.plan.source
     return {
         "global_step": str(state.step),
         "run_name": config.reporting.tracker_run_name,
-        "base_model": str(config.model.pretrained_model_name_or_path or session.plan.source.release),
-        "base_release": session.plan.source.release,
+        "base_model": public_name(config.model.pretrained_model_name_or_path or source.release),
+        "base_model_fingerprint": source.identity("transformer"),
+        "base_release": source.release,
+        "training_summary": json.dumps(training_summary(session), ensure_ascii=False),
+        **model_spec_texts(session),
         "learning_rate": str(config.schedule.learning_rate),
         "optimizer": config.optimizer.optimizer,
         "seed": str(config.schedule.seed),
         "samples": str(len({sample.name for sample in session.plan.samples})),
         **comment_metadata(session),
     }
+
+
+def training_summary(session: Session) -> dict[str, Any]:
+    """What somebody who finds the file wants to know of its training; JSON values."""
+    config, state, samples = session.config, session.state, session.plan.samples
+    schedule, flow = config.schedule, config.flow
+    return {
+        "steps": state.step,
+        "epochs": round(float(session.batches.epochs.passed(state.step)), 2) if state.step else 0,
+        "clips": len({sample.name for sample in samples}),
+        "buckets": {str(bucket): count for bucket, count in Counter(sample.bucket for sample in samples).items()},
+        "clips_per_step": schedule.train_batch_size * schedule.gradient_accumulation_steps,
+        "trained": session.trainable.adapter.describe(),
+        "trained_values": session.trainable.trained_count,
+        "learning_rate": schedule.learning_rate,
+        "lr_scheduler": schedule.lr_scheduler,
+        "optimizer": config.optimizer.optimizer,
+        "mixed_precision": config.precision.mixed_precision,
+        "base_model_precision": config.precision.base_model_precision,
+        "caption_dropout_probability": config.data.caption_dropout_probability,
+        "flow_schedule_shift": flow.flow_schedule_shift,
+        "first_frame_given": flow.ltx_i2v_prob if any(sample.is_i2v for sample in samples) else 0,
+    }
+
+
+def model_spec_texts(session: Session) -> dict[str, str]:
+    """Entries that other programs show (github.com/Stability-AI/ModelSpec): title, what it is for, trigger words."""
+    config, source = session.config, session.plan.source
+    phrases = [prompt for dataset in config.datasets for prompt in instance_prompts(dataset)]
+    texts = {
+        "modelspec.title": config.reporting.tracker_run_name,
+        "modelspec.description": f"{session.trainable.adapter.describe()}, for LTX-Video {source.release}",
+    }
+    if phrases:
+        texts["modelspec.trigger_phrase"] = "; ".join(dict.fromkeys(phrases))
+    return texts
 
 
 def comment_metadata(session: Session) -> dict[str, str]:

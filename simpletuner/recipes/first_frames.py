@@ -27,7 +27,7 @@ def with_first_frames(config: RunConfig, plan: RunPlan, emit: Callable[[Event], 
     Raises:
         UserError: If the pictures cannot be written (exit code 6).
     """
-    if not config.validation.validation_using_datasets or config.validation.validation_disable:
+    if not config.validation.validation_using_datasets or not config.validation.makes_videos:
         return config
     folder = Path(config.checkpoint.output_dir) / INPUT_FOLDER
     prompts = []

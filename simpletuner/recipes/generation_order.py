@@ -127,7 +127,7 @@ def read_order(words: Words, environment: Mapping[str, str], working_folder: Pat
     run = _find_run(words, line, adapters, environment, working_folder, problems)
     adapters = [*adapters, *_weights_of_run(words, line, run, problems)]
     problems.extend(check_together(adapters))
-    given = [*_model_given(words, line, run, adapters), *words.given(), *line.overrides]
+    given = [*_model_given(words, line, run, adapters, problems), *words.given(), *line.overrides]
     settings, told = read_settings(run.options, given, (words.width, words.height), working_folder)
     problems += told
     prompts, told = read_prompts(words.prompts, words.library, words.image, working_folder)
@@ -248,12 +248,23 @@ def _weights_of_run(words: Words, line: CommandLine, run: _Run, problems: list[P
     return [] if file is None else [file]
 
 
-def _model_given(words: Words, line: CommandLine, run: _Run, adapters: Sequence[WeightsFile]) -> list[Given]:
+def _model_given(
+    words: Words, line: CommandLine, run: _Run, adapters: Sequence[WeightsFile], problems: list[Problem]
+) -> list[Given]:
     """Where the model comes from when nobody says it: the base an adapter was trained on, or whole weights."""
-    given = []
+    given: list[Given] = []
     base = next((file for file in adapters if file.metadata.get("base_model")), None)
     if base is not None and run.folder is None and not _names_model(words, line):
         name, flavours = base.metadata["base_model"], FAMILIES[FAMILY].checkpoints
+        if name not in flavours and "/" not in name and not Path(name).exists():
+            problems.append(
+                Problem(
+                    f"'{base.path.name}' was trained on a model in a folder called '{name}', which is not here",
+                    "An adapter belongs to the model it was trained on",
+                    "Name that model with --model",
+                )
+            )
+            return given
         # A run whose model was named by its release alone knows no more of it.
         option = "model_flavour" if name in flavours else "pretrained_model_name_or_path"
         given.append(Given(option, name, f"metadata of '{base.path.name}'"))

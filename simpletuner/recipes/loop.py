@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, Literal
 
 from simpletuner.core.errors import ExitCode, UserError
+from simpletuner.events.phases import phase
 from simpletuner.events.types import Noticed, StageFinished, StageStarted, StepFinished, StepSkipped, TrainingBegan
 from simpletuner.recipes.calendar import Calendar
 from simpletuner.recipes.evaluating import Evaluations
@@ -15,7 +16,14 @@ from simpletuner.recipes.recovery import Recovery, too_many_skipped
 from simpletuner.recipes.run_length import rhythms_of
 from simpletuner.recipes.saving import Archive, export, open_archive
 from simpletuner.recipes.session import Session
-from simpletuner.recipes.showing import generate_base_videos, has_videos, rehearse, shown_weights, validate_trained
+from simpletuner.recipes.showing import (
+    generate_base_videos,
+    has_videos,
+    rehearse,
+    shown_weights,
+    shows_videos,
+    validate_trained,
+)
 from simpletuner.runtime.signals import Requests
 from simpletuner.training.fit import fit_on
 from simpletuner.training.out_of_memory import DoesNotFitError
@@ -150,6 +158,18 @@ def _do_what_is_due(
         archive.finish()
         export(session)
     if (calendar.is_due("validation", step) or is_shown or ends) and not requests():
+        _validate(session, archive, requests, is_last=ends)
+
+
+def _validate(session: Session, archive: Archive, requests: Requests, *, is_last: bool) -> None:
+    """The videos of the run as it is now, by this program or by the user's command."""
+    settings = session.config.validation
+    if settings.validation_method == "external-script" and not settings.validation_disable:
+        archive.validate_outside()
+    elif is_last and shows_videos(session.config):
+        with phase("final_validation", session.run.emit):
+            validate_trained(session, requests)
+    else:
         validate_trained(session, requests)
 
 

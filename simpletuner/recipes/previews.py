@@ -41,7 +41,7 @@ def open_previewer(
         UserError: If the decoder that is asked for cannot be used.
     """
     settings = config.validation
-    if not settings.validation_preview or settings.validation_disable or not config.prompts:
+    if not settings.validation_preview or not settings.makes_videos or not config.prompts:
         return None
     kind, file = choose_decoder(settings.validation_preview_decoder, config.model.pretrained_model_name_or_path)
     sources = PreviewSources(

@@ -276,7 +276,7 @@ def _videos_each(config: RunConfig) -> int:
     """Videos of one validation; of the clips whose first frames are shown at most so many as there may be."""
     settings = config.validation
     prompts = len(config.prompts) + (CLIPS_SHOWN if settings.validation_using_datasets else 0)
-    return 0 if settings.validation_disable else prompts * len(video_sizes(config)) * settings.num_validation_images
+    return 0 if not settings.makes_videos else prompts * len(video_sizes(config)) * settings.num_validation_images
 
 
 def _pruned(survey: Survey) -> list[LeftOut]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +13,8 @@ from typing import Any, Final
 from simpletuner.config.commands import fill_command, read_size
 from simpletuner.config.keeping_rules import command_values
 from simpletuner.core.errors import ExitCode, UserError
-from simpletuner.events.types import CheckpointSaved, Noticed
+from simpletuner.events.phases import phase
+from simpletuner.events.types import CheckpointSaved, Noticed, PhaseBegan, PhaseEnded, StageFinished, StageStarted
 from simpletuner.events.wording import told_size
 from simpletuner.models.adapters.weights_file import BEST_FOLDER
 from simpletuner.recipes.facts import run_facts, weights_metadata
@@ -25,6 +26,7 @@ from simpletuner.training.saver import CheckpointSaver, Saved
 from simpletuner.training.snapshot import take_snapshot, write_average
 
 BEST_RECORD: Final = "best.json"
+SAVING: Final = "checkpoint_save"  # see events/phases.py
 PAUSE_SECONDS: Final = 5.0  # between two looks at a full disk
 
 
@@ -50,8 +52,14 @@ class Archive:
         """
         session = self._session
         self._look_at_the_disk()
+        session.run.emit(PhaseBegan(SAVING))
         facts = run_facts(session.config, session.plan)
-        self._saver.save(lambda: take_snapshot(session.state, facts, is_rolling=is_rolling))
+        texts = weights_metadata(session)
+        self._or_tell(
+            lambda: self._saver.save(
+                lambda: take_snapshot(session.state, facts, is_rolling=is_rolling, texts=texts),
+            )
+        )
         self.last_step = session.state.step
         if self._is_disk_full:
             self.finish()
@@ -69,20 +77,28 @@ class Archive:
         Raises:
             UserError: If the run held numbers that are none (exit code 5), or the disk took no more (exit code 6).
         """
-        self._saver.check()
+        self._or_tell(self._saver.check)
 
     def finish(self) -> None:
         """Wait until everything saved is on the disk; raises as `check`."""
-        self._saver.finish()
+        self._or_tell(self._saver.finish)
 
     def close(self) -> None:
         """Wait for the user's commands as well."""
-        self._saver.finish()
+        self.finish()
         self._commands.finish()
+
+    def _or_tell(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except BaseException:
+            self._session.run.emit(PhaseEnded(SAVING, 0.0, "failed"))
+            raise
 
     def _after(self, saved: Saved) -> None:
         """What follows a checkpoint; on the thread that wrote it."""
         settings, path = self._settings, saved.path
+        self._session.run.emit(PhaseEnded(SAVING, saved.seconds))
         prune_checkpoints(
             self._session.folder,
             settings.checkpoints_total_limit,
@@ -114,6 +130,27 @@ class Archive:
         }
         options = config.validation.model_dump(mode="json")
         return {name: own.get(name, _as_text(options.get(name))) for name in command_values()}
+
+    def validate_outside(self) -> None:
+        """Run the user's own validation command on the weights as they are; a failure is told and stops nothing.
+
+        Raises:
+            UserError: What went wrong with the checkpoint it is given, see `check`.
+        """
+        session, settings = self._session, self._session.config.validation
+        step, begun = session.state.step, time.monotonic()
+        if self.last_step != step:
+            self.save(is_rolling=True)
+        self.finish()
+        values = self._command_values(session.folder / f"checkpoint-{step}", step)
+        words = fill_command(str(settings.validation_external_script), values)
+        if settings.validation_external_background:
+            self._commands.put(words)
+            return
+        session.run.emit(StageStarted("validation", "Validating with a command", 1, "commands"))
+        if fault := run_command(words):
+            session.run.emit(Noticed("error", f"validation_external_script failed: {fault}. Training goes on."))
+        session.run.emit(StageFinished("validation", 1, time.monotonic() - begun))
 
     def _look_at_the_disk(self) -> None:
         """Act if there is less room than wanted: wait, run a command, or remember to stop after this checkpoint."""
@@ -160,10 +197,11 @@ def open_archive(session: Session, requests: Requests) -> Iterator[Archive]:
 def export(session: Session) -> Path:
     """Write the trained adapter where users look for it: the root of the run folder."""
     path, metadata = weights_path(session), weights_metadata(session)
-    with session.state.sampled():
-        session.trainable.save_weights(path, metadata)
-    if session.state.average is not None:
-        write_average(session.trainable, session.state.average.tensors(), session.folder, metadata)
+    with phase("model_save", session.run.emit):
+        with session.state.sampled():
+            session.trainable.save_weights(path, metadata)
+        if session.state.average is not None:
+            write_average(session.trainable, session.state.average.tensors(), session.folder, metadata)
     return path
 
 

@@ -10,6 +10,7 @@ from simpletuner.caching.prompts import PromptCache
 from simpletuner.config.run_config import RunConfig
 from simpletuner.data.batches import BatchStream
 from simpletuner.events.run import Run
+from simpletuner.models.adapters.visiting import VisitingLora
 from simpletuner.recipes.encode import AutoencoderShelf
 from simpletuner.recipes.plan import RunPlan
 from simpletuner.runtime.absence import Absence
@@ -22,7 +23,10 @@ from simpletuner.validation.preview import Previewer
 
 @dataclass(frozen=True)
 class Session:
-    """A run between its set-up and its end."""
+    """A run between its set-up and its end.
+
+    `further` are adapters that are put on for validation only, by the names of their videos.
+    """
 
     config: RunConfig
     plan: RunPlan
@@ -37,6 +41,7 @@ class Session:
     objective: Objective
     previewer: Previewer | None = None
     absence: Absence | None = None
+    further: tuple[tuple[str, VisitingLora], ...] = ()
 
     @property
     def folder(self) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from simpletuner.config.catalogs.families import FAMILIES
 from simpletuner.config.catalogs.optimizers import OPTIMIZERS
 from simpletuner.config.run_config import RunConfig
 from simpletuner.core.files import write_json_atomic
+from simpletuner.events.phases import phase
 from simpletuner.events.types import Noticed
 from simpletuner.events.wording import told_size
 from simpletuner.models.family import Autoencoder
@@ -45,7 +47,7 @@ def shown_weights(config: RunConfig) -> tuple[Weights, ...]:
 
 def shows_videos(config: RunConfig) -> bool:
     """Whether the run generates any video."""
-    return bool(config.prompts) and not config.validation.validation_disable
+    return bool(config.prompts) and config.validation.makes_videos
 
 
 def validate_trained(session: Session, stop: Callable[[], bool] = lambda: False) -> None:
@@ -53,8 +55,12 @@ def validate_trained(session: Session, stop: Callable[[], bool] = lambda: False)
     if not shows_videos(session.config):
         return
     for weights in shown_weights(session.config):
-        if not stop():
+        if shows_plain(session) and not stop():
             validate(session, weights, jobs_of(session, weights), stop)
+        for name, visiting in session.further:
+            if not stop():
+                with visiting.worn(session.trainable.transformer):
+                    validate(session, weights, jobs_of(session, weights, name), stop)
     write_gallery(session.folder, title=session.config.reporting.tracker_run_name)
 
 
@@ -74,15 +80,26 @@ def validate(
     release_memory(session.host.device)
 
 
-def jobs_of(session: Session, weights: Weights) -> list[VideoJob]:
-    """Every video of the run as it is now with these weights."""
+def shows_plain(session: Session) -> bool:
+    """Whether the trained weights are shown without further adapters."""
+    return not session.further or session.config.validation.validation_adapter_mode == "comparison"
+
+
+def jobs_of(session: Session, weights: Weights, further: str = "") -> list[VideoJob]:
+    """Every video of the run as it is now with these weights, and with the further adapter of this name."""
     config, step = session.config, 0 if weights == "base" else session.state.step
-    return plan_jobs(config.prompts, config.validation, step, weights, session.folder / VIDEO_FOLDER)
+    prompts = config.prompts
+    if further:
+        prompts = tuple(replace(prompt, nickname=f"{prompt.nickname}_with_{further}") for prompt in prompts)
+    return plan_jobs(prompts, config.validation, step, weights, session.folder / VIDEO_FOLDER)
 
 
 def has_videos(session: Session, weights: Weights) -> bool:
     """Whether every video of these weights at this step exists."""
-    return not shows_videos(session.config) or all(job.path.exists() for job in jobs_of(session, weights))
+    if not shows_videos(session.config):
+        return True
+    names = ([""] if shows_plain(session) else []) + [name for name, _ in session.further]
+    return all(job.path.exists() for name in names for job in jobs_of(session, weights, name))
 
 
 def rehearse(session: Session) -> None:
@@ -104,11 +121,11 @@ def rehearse(session: Session) -> None:
     )  # fmt: skip
     told = f"{found.width}x{found.height} with {found.num_frames} frames"
     forecast = forecast_of(config, session.plan, host)
-    for phase, measured in (
+    for what, measured in (
         ("denoising videos", found.denoising_bytes),
         ("decoding videos", found.decoding_bytes),
     ):
-        tell_measured(phase, f"a video of {told}", measured, forecast, host, session.run.emit)
+        tell_measured(what, f"a video of {told}", measured, forecast, host, session.run.emit)
     session.run.emit(
         Noticed(
             "note",
@@ -135,7 +152,8 @@ def generate_base_videos(session: Session) -> None:
         return
     for job in wanted:
         job.path.unlink(missing_ok=True)  # of another prompt or model; it must not be taken for this one's
-    validate(session, "base", wanted)
+    with phase("benchmark_base_model", session.run.emit):
+        validate(session, "base", wanted)
     write_json_atomic(record, {**known, **{job.path.name: facts[job.path.name] for job in wanted if job.path.exists()}})
 
 

@@ -16,6 +16,7 @@ from simpletuner.core.errors import ExitCode, Severity
 from simpletuner.core.files import ensure_writable, sweep
 from simpletuner.data.batches import BatchStream
 from simpletuner.data.contact_sheet import draw_contact_sheet
+from simpletuner.events.phases import phase
 from simpletuner.events.run import Run, open_run
 from simpletuner.events.types import (
     Noticed,
@@ -28,6 +29,8 @@ from simpletuner.recipes.encode import AutoencoderShelf, fill_caches
 from simpletuner.recipes.facts import early_facts, run_facts
 from simpletuner.recipes.first_frames import with_first_frames
 from simpletuner.recipes.fitting import fit_to_memory
+from simpletuner.recipes.further import open_further
+from simpletuner.recipes.hardware import watch_hardware
 from simpletuner.recipes.loop import Outcome, run_session
 from simpletuner.recipes.objective import build_objective
 from simpletuner.recipes.plan import RunPlan, plan_run
@@ -38,11 +41,12 @@ from simpletuner.recipes.quantized import kept_for_run
 from simpletuner.recipes.resuming import go_on, length_of_run
 from simpletuner.recipes.saving import read_best, weights_path
 from simpletuner.recipes.session import Session
+from simpletuner.recipes.starting import go_on_from_file
 from simpletuner.recipes.story import tell_plan, tell_training
 from simpletuner.recipes.survey import batch_rules, check_sizes
 from simpletuner.recipes.teaching import prepare_teaching
 from simpletuner.runtime.absence import Absence
-from simpletuner.runtime.host import Host, find_host
+from simpletuner.runtime.host import Host, allow_tf32, find_host
 from simpletuner.runtime.lock import hold_folder
 from simpletuner.runtime.signals import listen_to_signals
 from simpletuner.training.build import build_trainable
@@ -70,6 +74,7 @@ def train_from_config(config: RunConfig, advice: str = ADVICE) -> int:
     """
     folder = Path(config.checkpoint.output_dir)
     host = find_host()
+    allow_tf32(not config.precision.disable_tf32)
     name, seed = config.reporting.tracker_run_name, config.schedule.seed
     ensure_writable(folder, "output_dir")
     with (
@@ -87,7 +92,10 @@ def train_from_config(config: RunConfig, advice: str = ADVICE) -> int:
         # Not what lies below: another run may be filling a cache there, or live in a sub-folder.
         for own in (folder, folder / VIDEO_FOLDER):
             sweep(own, recursive=False)
-        with listen_to_signals(lambda text: run.emit(Noticed("note", text))) as requests:
+        with (
+            watch_hardware(host, run.emit),
+            listen_to_signals(lambda text: run.emit(Noticed("note", text))) as requests,
+        ):
             config, plan = open_plan(config, host, run)
             config = with_first_frames(config, plan, run.emit)
             check_publishing(config, run.emit)
@@ -112,7 +120,8 @@ def open_plan(config: RunConfig, host: Host, run: Run) -> tuple[RunConfig, RunPl
     """Plan the run, make it fit into memory, prove that the checkpoint fits it, and tell what was found."""
     for problem in config.notices:
         run.emit(Noticed("warning" if problem.severity is Severity.WARNING else "note", str(problem)))
-    plan = plan_run(config, run.emit)
+    with phase("init_data_backend", run.emit):
+        plan = plan_run(config, run.emit)
     run.emit(RunStarted(run.name, str(run.folder), str(plan.checkpoint or "")))
     if (fitted := fit_to_memory(config, plan, host, run.emit)) is not config:
         config = fitted
@@ -150,21 +159,26 @@ def begin_session(
         read_features=teaching.cache.read if teaching.cache else None,
     )
     steps = length_of_run(config, batches, plan.checkpoint)
-    trainable = build_trainable(
-        plan.family,
-        plan.source,
-        config,
-        host.device,
-        str(run.folder.resolve()),
-        kept_for_run(config, plan.family, plan.source, run.emit),
-    )
-    if is_quantized(config.precision.base_model_precision):
-        refuse_deaf_layers(trainable, plan.family, plan.source, config.precision.base_model_precision)
-    objective, companions = build_objective(config, plan, trainable, teaching, steps)
-    probe_largest(config, plan, host, trainable, objective, companions, batches, steps, run.emit)
-    state = TrainState.begin(trainable, batches, config, steps, companions)
+    with phase("init_load_base_model", run.emit):
+        trainable = build_trainable(
+            plan.family,
+            plan.source,
+            config,
+            host.device,
+            str(run.folder.resolve()),
+            kept_for_run(config, plan.family, plan.source, run.emit),
+        )
+    with phase("init_prepare_models", run.emit):
+        if is_quantized(config.precision.base_model_precision):
+            refuse_deaf_layers(trainable, plan.family, plan.source, config.precision.base_model_precision)
+        objective, companions = build_objective(config, plan, trainable, teaching, steps)
+        probe_largest(config, plan, host, trainable, objective, companions, batches, steps, run.emit)
+        state = TrainState.begin(trainable, batches, config, steps, companions)
     if plan.checkpoint is not None:
-        go_on(state, plan.checkpoint, run_facts(config, plan), run.emit)
+        with phase("init_resume_checkpoint", run.emit):
+            go_on(state, plan.checkpoint, run_facts(config, plan), run.emit)
+    elif config.adapter.init_lora is not None:
+        go_on_from_file(state, config.adapter, batches, run.emit)
     if warning := state.learning_rate.warning():
         run.emit(Noticed("warning", warning))
     tell_training(config, samples, caches, state, batches, run.emit)
@@ -175,6 +189,7 @@ def begin_session(
         Absence(trainable.transformer, host.device)
         if config.memory.enable_model_cpu_offload and host.device.type != "cpu"
         else None,
+        open_further(config, plan, run.emit),
     )  # fmt: skip
 
 

@@ -42,6 +42,21 @@ def find_host() -> Host:
     return Host(torch.device("cpu"), f"CPU, {torch.get_num_threads()} threads", memory)
 
 
+def card_identity(device: torch.device) -> str | None:
+    """The name by which NVIDIA's driver knows a CUDA device, whatever number it has here; None for other devices."""
+    if device.type != "cuda" or torch.version.cuda is None:
+        return None
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether CUDA devices may round the factors of float32 products to 10 bits of mantissa (TF32); elsewhere nothing
+    changes."""
+    precision = "tf32" if allowed else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = precision
+    torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
+
+
 def used_memory(device: torch.device) -> int:
     """Bytes in use: the allocator's peak on CUDA, the process's resident set elsewhere."""
     if device.type == "cuda":

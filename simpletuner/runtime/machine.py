@@ -37,14 +37,15 @@ class Machine:
 
 def find_machine() -> Machine:
     """Ask NVIDIA's tool, then recognise Apple's chips; anything else counts as a CPU."""
-    memory, cores = _memory_bytes(), _usable_cores()
+    memory, cores = _memory_bytes(), usable_cores()
     name, size, capability = _nvidia()
     if not name and platform.system() == "Darwin" and platform.machine() == "arm64":
         name, size = _told(["sysctl", "-n", "machdep.cpu.brand_string"]) or "Apple", 0.75 * memory
     return Machine(name, size, capability, memory, cores)
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
     if sys.platform == "linux":
         return max(len(os.sched_getaffinity(0)), 1)
     return os.cpu_count() or 1

@@ -7,6 +7,7 @@ made or files are written; the trained weights come back bit for bit, also after
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -101,6 +102,15 @@ class WeightAverage:
         """Copies of the averages on the CPU, float32; `copy` says how one gets there."""
         self._settle()
         return {name: copy(average) for name, average in self._averages.items()}
+
+    def updates_after(self, steps: int) -> int:
+        """Updates that a run has done after so many steps; where that is not known (0), so many that the next one
+        remembers as it does in the long run."""
+        settings = self._settings
+        if steps:
+            return steps // settings.ema_update_interval
+        settled = math.ceil((10 * settings.ema_decay - 1) / (1 - settings.ema_decay)) + 1
+        return max(settled, -(-settings.ema_warmup_steps // settings.ema_update_interval), 1)
 
     def load_tensors(self, tensors: Mapping[str, Tensor], updates: int) -> None:
         """Continue from saved averages, exactly.

@@ -50,6 +50,7 @@ class Snapshot:
         sampled: What is generated with and exported by name, where that is not `weights`; else None.
         document: Everything that is no tensor, ready for JSON.
         copies: Says when the tensors have landed.
+        texts: What the file of the weights says of itself.
     """
 
     step: int
@@ -61,6 +62,7 @@ class Snapshot:
     sampled: Mapping[str, Tensor] | None
     document: Mapping[str, Any]
     copies: HostCopies
+    texts: Mapping[str, str]
 
     @property
     def name(self) -> str:
@@ -73,7 +75,13 @@ class Snapshot:
         return bool(self.document["is_rolling"])
 
 
-def take_snapshot(state: TrainState, facts: Mapping[str, Any], *, is_rolling: bool = False) -> Snapshot:
+def take_snapshot(
+    state: TrainState,
+    facts: Mapping[str, Any],
+    *,
+    is_rolling: bool = False,
+    texts: Mapping[str, str] | None = None,
+) -> Snapshot:
     """Copy everything the next step depends on.
 
     Args:
@@ -81,6 +89,7 @@ def take_snapshot(state: TrainState, facts: Mapping[str, Any], *, is_rolling: bo
         facts: What else identifies the run: "model", "release", "train_batch_size", "gradient_accumulation_steps";
             JSON values only.
         is_rolling: Whether it is a safety checkpoint, which has a limit of its own.
+        texts: What the file of the weights says of itself beside the step.
 
     Raises:
         UserError: If the run has diverged (exit code 5).
@@ -112,6 +121,7 @@ def take_snapshot(state: TrainState, facts: Mapping[str, Any], *, is_rolling: bo
             "rollbacks": state.rollbacks,
         },
         copies=copies,
+        texts={"global_step": str(state.step), **(texts or {})},
     )
 
 
@@ -138,7 +148,7 @@ def write_snapshot(snapshot: Snapshot, folder: Path) -> Path:
     )
     if broken:
         raise _refusal(snapshot.step, f"'{broken}' holds values that are no finite numbers")
-    trainable, metadata = snapshot.trainable, {"global_step": str(snapshot.step)}
+    trainable, metadata = snapshot.trainable, snapshot.texts
     path = folder / snapshot.name
     with staged_folder(path) as staging:
         shown = snapshot.weights if snapshot.sampled is None else snapshot.sampled

@@ -24,7 +24,8 @@ from simpletuner.validation.preview_decoders import Pictures, PreviewDecoder
 from simpletuner.validation.video_file import Frames
 
 _LONGEST_PX = 256
-_COLOURS = 128
+_PX_PER_COLOUR = 4  # no painted colour is drawn larger: more pixels would show nothing more, and cost
+_COLOURS = 64
 _PATTERN = "*_preview_*.gif"
 _FAULTS = (RuntimeError, ValueError, OSError, UserError)
 
@@ -126,23 +127,28 @@ def draw_preview(pictures: Pictures, width: int, height: int, frame_rate: float)
 
     Args:
         pictures: What was painted.
-        width, height: Pixels of the video; the preview is not larger, and at most 256 px long.
+        width, height: Pixels of the video; the preview is not larger, at most 256 px long, and at most 4 times what
+            was painted.
         frame_rate: Frames per second of the video.
     """
-    scale = min(1.0, _LONGEST_PX / max(width, height))
+    painted = max(pictures.frames.shape[1:3])
+    scale = min(1.0, min(_LONGEST_PX, _PX_PER_COLOUR * painted) / max(width, height))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     images = [Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC) for frame in pictures.frames]
-    palette = _shared_palette(images)
+    palette = _shared_palette(pictures.frames)
     drawn = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     buffer = io.BytesIO()
     milliseconds = max(20, round(1000 * pictures.frames_apart / frame_rate / 10) * 10)  # GIF counts hundredths
+    # Looking for a smaller palette would take longer than all the rest.
     drawn[0].save(
-        buffer, format="GIF", save_all=True, append_images=drawn[1:], duration=milliseconds, loop=0, disposal=1
-    )
+        buffer, format="GIF", save_all=True, append_images=drawn[1:], duration=milliseconds, loop=0, disposal=1,
+        optimize=False,
+    )  # fmt: skip
     return buffer.getvalue()
 
 
-def _shared_palette(images: list[Image.Image]) -> Image.Image:
+def _shared_palette(frames: Frames) -> Image.Image:
     """One palette for all pictures, so that still parts keep their colours."""
-    small: list[Frames] = [np.asarray(image)[::2, ::2] for image in images]
-    return Image.fromarray(np.concatenate(small)).quantize(_COLOURS, Image.Quantize.FASTOCTREE)
+    thinned = max(1, max(frames.shape[1:3]) // _LONGEST_PX * 2)
+    seen = np.concatenate(list(frames[:, ::thinned, ::thinned]))
+    return Image.fromarray(seen).quantize(_COLOURS, Image.Quantize.FASTOCTREE)

@@ -111,7 +111,7 @@ def write_report(run_folder: Path, *, title: str) -> Path:
         curves=training_charts(record),
         measures=measure_charts(record.sights),
         measure_legend=measure_legend(record.sights),
-        hardware=hardware_charts(record.metrics),
+        hardware=hardware_charts(record.metrics, record.loads),
         throughput=_throughput(record),
         times=times,
         bars=_bars(record, times),
@@ -195,9 +195,18 @@ def _draw_strip(record: RunRecord, sight: Sight) -> str:
 def _throughput(record: RunRecord) -> list[tuple[str, str]]:
     """(label, value) of what the machine did per second of training, and which machine it was."""
     told = [(label, value) for heading, lines in record.story for label, value in lines if label == "device"]
+    found = record.hardware
     cpus = record.versions.get("cpu_count")
-    if cpus:
+    if found:
+        if found["device_bytes"]:
+            told.append(("card", f"{found['device']}, {told_size(int(found['device_bytes']))}"))
+        told.append(("processor", f"{found['cpu']}, {found['cores']} threads for this run"))
+        told.append(("memory", told_size(int(found["memory_bytes"]))))
+    elif cpus:
         told.append(("processor", f"{cpus} threads, {record.versions.get('machine', '')}"))
+    watts = [float(load["device_watts"]) for _, load in record.loads if load.get("device_watts") is not None]
+    if watts:
+        told.append(("power of the card", f"{sum(watts) / len(watts):.0f} W on average"))
     seconds = sum(float(line.get("seconds") or 0) for line in record.metrics)
     if seconds > 0:
         told.append(

@@ -62,13 +62,27 @@ def training_charts(record: RunRecord) -> list[Titled]:
     return [one for one in found if one is not None]
 
 
-def hardware_charts(metrics: Sequence[Mapping[str, Any]]) -> list[Titled]:
-    """Seconds per step and memory in use."""
+def hardware_charts(
+    metrics: Sequence[Mapping[str, Any]], loads: Sequence[tuple[float, Mapping[str, Any]]] = ()
+) -> list[Titled]:
+    """Seconds per step, memory in use, and over the minutes of the run how busy processor and card were."""
     memory = [(x, y / 1e9) for x, y in _column(metrics, "memory_bytes") if y > 0]
     found = [
         _titled("Seconds per step", "", _with_trend(metrics, "seconds"), "Seconds per step", from_zero=True),
         _titled("Memory", "GB, highest so far on a graphics card, in use on the CPU", [Series("memory", memory)],
                 "Memory in gigabytes", from_zero=True),
+        _titled("In use", "percent of all cores, and of the card's time", [
+            Series("card", _looked(loads, "device_percent")),
+            Series("processor, this run", _looked(loads, "own_cpu_percent"), colour=1),
+            Series("processor, every program", _looked(loads, "cpu_percent"), "faint"),
+        ], "Load in percent over the minutes", from_zero=True, x_label="minute"),
+        _titled("Memory of the machine", "percent, every program", [
+            Series("machine", _looked(loads, "memory_percent")),
+        ], "Memory in percent over the minutes", from_zero=True, x_label="minute"),
+        _titled("Power of the card", "watts", [Series("power", _looked(loads, "device_watts"))],
+                "Power in watts over the minutes", from_zero=True, x_label="minute"),
+        _titled("Heat of the card", "degrees Celsius", [Series("heat", _looked(loads, "device_celsius"))],
+                "Temperature over the minutes", from_zero=True, x_label="minute"),
     ]  # fmt: skip
     return [one for one in found if one is not None]
 
@@ -117,6 +131,11 @@ def _column(metrics: Sequence[Mapping[str, Any]], name: str) -> list[Point]:
     return [
         (float(line["step"]), math.nan if line[name] is None else float(line[name])) for line in metrics if name in line
     ]
+
+
+def _looked(loads: Sequence[tuple[float, Mapping[str, Any]]], name: str) -> list[Point]:
+    """(minute, value) of every look that could read it."""
+    return [(minute, float(load[name])) for minute, load in loads if load.get(name) is not None]
 
 
 def _with_trend(metrics: Sequence[Mapping[str, Any]], name: str) -> list[Series]:

@@ -18,7 +18,7 @@ from simpletuner.events.run import CONFIG_FILE, VERSIONS_FILE
 from simpletuner.events.sinks.journal import JOURNAL, read_journal
 from simpletuner.events.sinks.metrics import read_metrics
 from simpletuner.validation.names import VIDEO_FOLDER, poster_path
-from simpletuner.validation.timeline import Span, find_spans
+from simpletuner.validation.timeline import Span, find_spans, seconds_of
 
 _Place = tuple[str, int, int, int]  # nickname, number, width, height
 
@@ -126,6 +126,9 @@ class RunRecord:
         datasets: Entries of the data set file, as they were read.
         options: Option -> {"value", "origin"} of every option, by name.
         versions: Content of `versions.json`.
+        hardware: What the run computed with, as the last start told it; empty where it did not.
+        loads: (minutes since the first event, what was looked at) of every look at the machine; pauses between starts
+            are taken out.
     """
 
     folder: Path
@@ -144,6 +147,8 @@ class RunRecord:
     datasets: Sequence[Mapping[str, Any]] = ()
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)
+    hardware: Mapping[str, Any] = field(default_factory=dict)
+    loads: Sequence[tuple[float, Mapping[str, Any]]] = ()
 
     def option(self, name: str) -> Any:
         """Value of an option of the run, None where the run does not know it."""
@@ -183,7 +188,23 @@ def read_run(folder: Path) -> RunRecord:
         datasets=tuple(document.get("datasets", ())) + tuple(document.get("eval_datasets", ())),
         options=options_of(document),
         versions=read_document(folder / VERSIONS_FILE),
+        hardware=next((event for event in last if event["kind"] == "hardware_found"), {}),
+        loads=_loads(_since_fresh(starts)),
     )
+
+
+def _loads(starts: Sequence[Sequence[Mapping[str, Any]]]) -> list[tuple[float, Mapping[str, Any]]]:
+    found: list[tuple[float, Mapping[str, Any]]] = []
+    offset = 0.0
+    for events in starts:
+        begun = seconds_of(events[0])
+        found += [
+            ((offset + seconds_of(event) - begun) / 60, event)
+            for event in events
+            if event["kind"] == "hardware_sampled"
+        ]
+        offset += seconds_of(events[-1]) - begun
+    return found
 
 
 def read_sights(folder: Path) -> tuple[Sight, ...]:

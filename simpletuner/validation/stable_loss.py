@@ -26,6 +26,7 @@ from simpletuner.runtime.seeds import stream_seed
 STREAM: Final = "evaluation"
 SEED: Final = 0  # not the run's: two runs are measured alike
 POOLED: Final = "pooled"
+GIVEN_FIRST: Final = "/i2v"  # ending of a series whose clips are given their first frame
 
 ReadLatents = Callable[[Sample], Tensor]
 ReadPrompt = Callable[[str], tuple[Tensor, Tensor]]
@@ -36,7 +37,8 @@ class Yardstick:
     """What is measured, the same at every measurement of a run.
 
     Attributes:
-        sets: Name of a series -> its clips.
+        sets: Name of a series -> its clips. Those of a series that ends in `GIVEN_FIRST` are given their first latent
+            frame without noise, and have more than one.
         levels: Number of noise levels.
         batch_size: Noise levels of one clip that pass through the model at once, at least 1.
         read_latents: Sample -> latents [C, F, H, W].
@@ -95,6 +97,17 @@ def choose_clips(samples: Sequence[Sample], limit: int) -> tuple[Sample, ...]:
     return tuple(sorted(by_hash[:limit], key=_key))
 
 
+def with_first_frames(sets: Mapping[str, Sequence[Sample]]) -> dict[str, tuple[Sample, ...]]:
+    """The sets, and beside each that holds clips those clips once more, as image-to-video."""
+    found: dict[str, tuple[Sample, ...]] = {}
+    for name, samples in sets.items():
+        found[name] = tuple(samples)
+        clips = tuple(sample for sample in samples if sample.frames.num_frames > 1)
+        if clips:
+            found[name + GIVEN_FIRST] = clips
+    return found
+
+
 def pool(sets: Mapping[str, Sequence[Sample]]) -> dict[str, tuple[Sample, ...]]:
     """All clips as one series."""
     return {POOLED: tuple(sample for samples in sets.values() for sample in samples)}
@@ -111,7 +124,7 @@ def measure(
 ) -> Measurement:
     """Measure the transformer as it is, with whatever it wears; its modes and the random states stay as they were.
 
-    Each clip counts as text-to-video with its first caption. The numbers are read from the device once per clip.
+    Each clip counts with its first caption. The numbers are read from the device once per clip.
 
     Args:
         dtype: Number format of the text features, as in training.
@@ -125,7 +138,12 @@ def measure(
         for name, samples in yardstick.sets.items():
             rows = []
             for sample in samples:
-                rows.append(_measure_clip(transformer, family, source, yardstick, sample, device, dtype, on_pass))
+                gives_first = name.endswith(GIVEN_FIRST)
+                rows.append(
+                    _measure_clip(
+                        transformer, family, source, yardstick, sample, device, dtype, on_pass, gives_first=gives_first
+                    )
+                )
             by_level[name] = tuple(torch.stack(rows).mean(0).tolist())
     return Measurement(tuple(yardstick.sigmas.tolist()), by_level)
 
@@ -139,6 +157,8 @@ def _measure_clip(
     device: torch.device,
     dtype: torch.dtype,
     on_pass: Callable[[], None],
+    *,
+    gives_first: bool,
 ) -> Tensor:
     """Losses [levels] float64 of one clip on the CPU."""
     latents = yardstick.read_latents(sample)
@@ -147,7 +167,7 @@ def _measure_clip(
     losses = []
     for sigmas in yardstick.sigmas.split(yardstick.batch_size):
         batch = _repeat(sample, latents, embeds, mask, len(sigmas)).to(device, dtype)
-        losses.append(loss_at(family, source, transformer, batch, sigmas.to(device), noise))
+        losses.append(loss_at(family, source, transformer, batch, sigmas.to(device), noise, gives_first=gives_first))
         on_pass()
     return torch.cat(losses).double().cpu()
 

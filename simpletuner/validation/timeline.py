@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-TRAINING, OTHER = "training steps", "loading and everything else"
+TRAINING, LOADING, OTHER = "training steps", "loading the model", "loading encoders and everything else"
 # What a stage is called; a stage of another name is called as its own label says.
 _STAGES = {
     "probe": "reading clip headers",
@@ -20,8 +20,10 @@ _STAGES = {
     "validation": "validation videos",
     "evaluation": "evaluation",
 }
-ORDER = ("reading clip headers", "encoding captions", "encoding clips", TRAINING, "validation videos", "evaluation",
-         "checkpoints", OTHER)  # fmt: skip
+# What a phase is called; the others lie around stages that are told themselves.
+_PHASES = {"init_load_base_model": LOADING, "init_prepare_models": LOADING, "init_resume_checkpoint": LOADING}
+ORDER = ("reading clip headers", "encoding captions", "encoding clips", LOADING, TRAINING, "validation videos",
+         "evaluation", "checkpoints", OTHER)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def _works(records: Iterable[Mapping[str, Any]], first: float) -> list[Span]:
         what = {
             "step_finished": TRAINING,
             "checkpoint_saved": "checkpoints",
+            "phase_ended": _PHASES.get(str(record.get("phase"))),
             "stage_finished": labels.get(str(record.get("stage")), str(record.get("stage"))),
         }.get(kind)
         # The stage around the steps is told by its parts.

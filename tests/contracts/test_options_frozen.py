@@ -23,7 +23,8 @@ READ_BY_CONFIG = {
     "group_offload_blocks_per_group", "gradient_checkpointing_interval", "gradient_checkpointing_blocks",
     "crepa_feature_source", "crepa_use_backbone_features", "crepa_self_flow", "scheduled_sampling_sampler",
     "scheduled_sampling_order", "scheduled_sampling_reflexflow", "fuse_optimizer", "prodigy_steps",
-    "vae_cache_clear_each_epoch",
+    "vae_cache_clear_each_epoch", "slider_lora_target", "validation_adapter_path", "validation_adapter_name",
+    "validation_adapter_strength", "validation_adapter_config",
 }  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """Imports everything once and forks a process per run, which it kills on request: a kill then costs no start.
 
-Reads one JSON line per run from standard input, {"arguments": [...], "kill_after": seconds or null, "log": path}, and
-answers with {"code": exit code, "killed": bool, "seconds": of the run}. The server itself computes nothing with torch,
-so that no thread is lost in a fork.
+Reads one JSON line per run from standard input, {"arguments": [...], "kill_after": seconds or null, "log": path,
+"kill_while_writing": [folder, number of the write] or null}, and answers with {"code": exit code, "killed": bool,
+"seconds": of the run}. The server itself computes nothing with torch, so that no thread is lost in a fork.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import simpletuner.config.resolve
@@ -37,13 +38,15 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-    limit = request["kill_after"]
+    limit, watched, seen = request["kill_after"], request.get("kill_while_writing"), set()
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
         seconds = time.monotonic() - started
         if done:
             return {"code": os.waitstatus_to_exitcode(status), "killed": False, "seconds": seconds}
-        if limit is not None and seconds >= limit:
+        if watched is not None:
+            seen |= set(Path(watched[0]).glob("**/.staging-*"))
+        if (limit is not None and seconds >= limit) or (watched is not None and len(seen) >= watched[1]):
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             return {"code": -signal.SIGKILL, "killed": True, "seconds": seconds}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,10 +29,18 @@ class Server:
     def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
         self._process, self._folder = process, folder
 
-    def run(self, arguments: list[str], kill_after: float | None = None) -> dict[str, Any]:
+    def run(
+        self, arguments: list[str], kill_after: float | None = None, kill_while_writing: tuple[Path, int] | None = None
+    ) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        request = {"arguments": arguments, "kill_after": kill_after, "log": str(self._folder / "log.txt")}
+        folder, number = kill_while_writing or (None, 0)
+        request = {
+            "arguments": arguments,
+            "kill_after": kill_after,
+            "kill_while_writing": [str(folder), number] if folder else None,
+            "log": str(self._folder / "log.txt"),
+        }
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer: dict[str, Any] = json.loads(self._process.stdout.readline())
@@ -94,19 +103,50 @@ def test_a_run_killed_three_times_ends_as_if_nothing_had_happened(server: Server
 def test_a_hundred_kills_of_a_run_of_sixty_steps(
     server: Server, project: Project, in_background: bool, capfd: pytest.CaptureFixture
 ) -> None:
-    """Every kill hits a run of its own, which is then resumed; half of the runs write beside training, half do not."""
-    steps, kills = 60, int(os.environ.get("KILLS", "50"))
-    rhythm = {"checkpoint_step_interval": 4, "checkpoint_in_background": str(in_background).lower()}
-    straight = finish(server, project, steps, project.folder / "straight", **rhythm)
-    timed = project.arguments(max_train_steps=steps, output_dir=project.folder / "timed", **SETTINGS, **rhythm)
-    seconds = server.run(timed)["seconds"]
-    draw, hits, writing = random.Random(f"kills {in_background}"), 0, 0
-    for number in range(kills):
-        output = project.folder / f"killed-{number}"
+    """A run is killed and resumed again and again until it ends, then the next; half of all write beside training.
+
+    Every second kill comes at a random moment, every other one in the middle of writing a checkpoint. After each kill
+    the newest checkpoint is that of the undisturbed run at the same step, and so is what each run leaves at its end.
+    """
+    steps, wanted = 60, int(os.environ.get("KILLS", "50"))
+    rhythm = {"checkpoint_step_interval": 4, "checkpoints_total_limit": 0} | {
+        "checkpoint_in_background": str(in_background).lower()
+    }
+    folder = project.folder / "straight"
+    server.run(project.arguments(max_train_steps=4, output_dir=project.folder / "caches", **SETTINGS, **rhythm))
+    short = server.run(project.arguments(max_train_steps=4, output_dir=project.folder / "short", **SETTINGS, **rhythm))[
+        "seconds"
+    ]
+    seconds = server.run(project.arguments(max_train_steps=steps, output_dir=folder, **SETTINGS, **rhythm))["seconds"]
+    straight = finish(server, project, steps, folder, **rhythm)
+    longest = short + (seconds - short) * 20 / steps  # about twenty steps: so far a run comes between two kills
+    draw, kills, torn, runs = random.Random(f"kills {in_background}"), 0, 0, 0
+    while kills < wanted:
+        output = project.folder / f"killed-{runs}"
         words = project.arguments(max_train_steps=steps, output_dir=output, **SETTINGS, **rhythm)
-        hits += server.run(words, seconds * draw.random())["killed"]
-        writing += any(path.name.startswith(".staging-") for path in output.rglob(".staging-*"))
+        was_killed = True
+        while was_killed and kills < wanted:
+            if kills % 2:
+                was_killed = server.run(words, kill_while_writing=(output, draw.randint(1, 3)))["killed"]
+            else:
+                was_killed = server.run(words, short * 0.2 + draw.random() * longest)["killed"]
+            kills += was_killed
+            torn += any(output.glob("**/.staging-*"))
+            assert_newest_is_of(folder, output)
         assert_same(finish(server, project, steps, output, **rhythm), straight)
+        shutil.rmtree(output)
+        runs += 1
     with capfd.disabled():
-        print(f"\n{hits} of {kills} runs were killed, {writing} of them while a file was being written")
-    assert hits > 0.8 * kills
+        print(f"\n{kills} kills of {runs} runs, {torn} of them while a file was being written")
+    assert torn > 0.3 * kills
+
+
+def assert_newest_is_of(straight: Path, output: Path) -> None:
+    """What a kill leaves as the newest checkpoint is whole, and the same as that of the undisturbed run."""
+    newest = max(output.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), default=None)
+    if newest is None:
+        return
+    wanted = straight / newest.name
+    assert {path.name for path in newest.iterdir()} == {path.name for path in wanted.iterdir()}
+    for path in wanted.glob("*.safetensors"):
+        assert_same(load_file(newest / path.name), load_file(path))

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from projects import Project
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from simpletuner.cli.main import main
+from simpletuner.events.sinks.journal import read_journal
 
 ADAPTER = "pytorch_lora_weights.safetensors"
 
@@ -31,6 +33,7 @@ def test_a_run_leaves_adapter_checkpoints_metrics_and_videos(project: Project, c
             validation_resolution="64x64",
             validation_num_video_frames=9,
             validation_num_inference_steps=2,
+            modelspec_comment="after {current_step} steps",
         )
     )
     told = capfd.readouterr().out
@@ -51,6 +54,19 @@ def test_a_run_leaves_adapter_checkpoints_metrics_and_videos(project: Project, c
         "origin": document["options"]["adapter"]["lora_rank"]["origin"],
     }
     assert "config.json" in document["options"]["adapter"]["lora_rank"]["origin"]
+    for file in (output / ADAPTER, output / "checkpoint-3" / ADAPTER):
+        with safe_open(file, "pt") as handle:
+            texts = handle.metadata()
+        step = 3 if "checkpoint" in str(file) else 6
+        assert json.loads(texts["training_summary"])["steps"] == step
+        assert (texts["base_model"], texts["modelspec.comment"]) == ("ltx-0.9.5", f"after {step} steps")
+        assert not [name for name, text in texts.items() if str(project.folder.parent) in text]
+    events = list(read_journal(output, kinds=("phase_ended", "hardware_found", "hardware_sampled")))
+    assert [event["phase"] for event in events if "phase" in event] == [
+        "init_data_backend", "init_load_base_model", "init_prepare_models", "benchmark_base_model", "checkpoint_save",
+        "checkpoint_save", "model_save", "final_validation",
+    ]  # fmt: skip
+    assert {event["kind"] for event in events} == {"phase_ended", "hardware_found", "hardware_sampled"}
     for phrase in ("Buckets", "96x64@9", "Training", "adapter  ", "report.html"):
         assert phrase in told, phrase
 

@@ -63,3 +63,31 @@ def test_previews_pictures_and_a_base_that_is_kept(project: Project, capsys: pyt
 def test_a_folder_that_is_no_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
     assert "is not a run folder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_further_adapter_is_shown_beside_what_is_trained(project: Project) -> None:
+    first = project.folder / "first"
+    assert main(project.arguments(output_dir=first, max_train_steps=2, learning_rate=3e-2)) == 0
+    more = {"validation_adapter_path": first / "pytorch_lora_weights.safetensors", "validation_adapter_name": "guest",
+            "validation_adapter_mode": "comparison", "disable_benchmark": "true"}  # fmt: skip
+    assert main(project.arguments(max_train_steps=1, learning_rate=1e-6, **SHOWN, **more)) == 0
+    shown = {
+        event["nickname"]: read_video(Path(event["path"]))[0] for event in events(project.output, "video_generated")
+    }
+    assert list(shown) == ["validation", "validation_with_guest"]
+    assert (shown["validation"] != shown["validation_with_guest"]).any()
+
+
+@pytest.mark.slow
+def test_a_command_validates_in_place_of_the_program(project: Project) -> None:
+    said = project.folder / "said"
+    script = project.folder / "look.sh"
+    script.write_text(f'ls "$1"/pytorch_lora_weights.safetensors && echo "$2" >> {said}\n[ "$2" != 2 ]\n')
+    more = {"validation_disable": "false", "validation_method": "external-script", "validation_step_interval": 1,
+            "validation_external_script": f"sh {script} {{local_checkpoint_path}} {{global_step}}"}  # fmt: skip
+    assert main(project.arguments(max_train_steps=3, checkpoint_step_interval=3, **more)) == 0
+    assert said.read_text().split() == ["1", "2", "3"]
+    faults = [event["text"] for event in events(project.output, "noticed") if event["severity"] == "error"]
+    assert len(faults) == 1  # the second one fails, and training goes on
+    assert "ended with code 1" in faults[0]

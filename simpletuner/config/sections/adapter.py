@@ -6,6 +6,12 @@ from typing import Any, Literal
 
 from simpletuner.config.option import Section, option
 
+# Where slider adapters act: on what each clip attends to in itself, and on how the noise level is read.
+SLIDER_LAYERS = (
+    "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "time_embed.emb.timestep_embedder.linear_1",
+    "time_embed.emb.timestep_embedder.linear_2", "time_embed.linear",
+)  # fmt: skip
+
 
 class AdapterSection(Section):
     lora_type: Literal["standard", "lycoris"] = option(
@@ -59,9 +65,12 @@ class AdapterSection(Section):
         planned="SingLoRA",
     )  # fmt: skip
     slider_lora_target: bool = option(
-        False, "Use the layer choice of slider adapters.", "使用滑块（slider）适配器的层选择。", level="expert",
-        planned="slider adapters",
-    )  # fmt: skip
+        False,
+        "Put the adapter where slider adapters have it: self-attention (`attn1`) and the time embedding. "
+        "`peft_lora_target_modules` goes before it.",
+        "采用滑块（slider）适配器的层：自注意力（`attn1`）与时间嵌入。`peft_lora_target_modules` 优先。",
+        level="expert",
+    )
     use_dora: bool = option(
         False, "Weight-decomposed LoRA: trains the length of each weight row apart from its direction.",
         "权重分解 LoRA（DoRA）：分别训练每行权重的长度与方向。", level="advanced",
@@ -76,18 +85,28 @@ class AdapterSection(Section):
     )
     init_lora: str | None = option(
         None,
-        "Adapter file to start from, in any layout; the step count starts at 0.",
-        "作为起点的适配器文件，任何命名方式均可；步数从 0 开始。",
+        "Adapter file to start from, in any layout; the step count starts at 0, or at `init_lora_step`.",
+        "作为起点的适配器文件，任何命名方式均可；步数从 0 或 `init_lora_step` 开始。",
         level="advanced",
     )
     init_lora_step: int | None = option(
-        None, "Step number at which a run from `init_lora` starts.", "从 `init_lora` 开始时的步数编号。", ge=0,
-        level="expert", planned="continuing the step count of an adapter file",
-    )  # fmt: skip
+        None,
+        "Steps that `init_lora` was trained for: numbering, learning rate and the order of the clips go on from there. "
+        "The optimizer begins anew; only a checkpoint continues exactly, and where one is found it wins.",
+        "`init_lora` 已训练的步数：步数编号、学习率与视频顺序由此继续。优化器从头开始；只有检查点能精确续训，"
+        "若存在检查点则以其为准。",
+        ge=0,
+        unit="steps",
+        level="expert",
+    )
     init_lora_ema: str | None = option(
-        None, "Averaged weights which belong to `init_lora`.", "与 `init_lora` 配套的平均权重。", level="expert",
-        planned="continuing the averaged weights of an adapter file",
-    )  # fmt: skip
+        None,
+        "Averaged weights which belong to `init_lora`: the file in `ema/` of its run, or `ema.safetensors` of a "
+        "checkpoint. Needs `use_ema`; without it the average starts at `init_lora`.",
+        "与 `init_lora` 配套的平均权重：该次运行 `ema/` 中的文件，或检查点的 `ema.safetensors`。需要 `use_ema`；"
+        "未给出时平均值从 `init_lora` 开始。",
+        level="expert",
+    )
     lycoris_config: str | None = option(
         None,
         "JSON file of the LyCORIS settings: kind, size, layers.",
@@ -96,11 +115,11 @@ class AdapterSection(Section):
     )
     init_lokr_norm: float | None = option(
         None,
-        "Norm of the random start of LoKr.",
-        "LoKr 随机初始化的范数。",
+        "Let LoKr begin as a small noisy copy of the weights, of this share of their size (1e-4 to 1e-3), instead of "
+        "as no change.",
+        "让 LoKr 以权重的带噪小副本开始（相对大小为该值，1e-4 至 1e-3），而不是从零变化开始。",
         ge=0,
         level="expert",
-        planned="starting LoKr from small random values",
     )
     validation_lycoris_strength: float = option(
         1.0, "Strength of a LyCORIS adapter while validating.", "验证时 LyCORIS 适配器的强度。", ge=0, level="expert"

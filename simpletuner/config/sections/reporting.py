@@ -6,6 +6,10 @@ from typing import Any, Literal
 
 from simpletuner.config.option import Section, option
 
+SWANLAB = (
+    "its library (0.10) needs protobuf below 7, and the program's pinned set holds 7; use a class of your own with "
+    "custom-tracker"
+)
 QUIET_NAMES = ("", "none")
 CUSTOM_TRACKER = "custom-tracker"
 
@@ -19,7 +23,7 @@ class ReportingSection(Section):
         "追踪器，用逗号分隔：`wandb`、`tensorboard`、`comet_ml`、`custom-tracker`、`simpletuner`（输出文件夹中供其他程序读取的文件）；"
         "`all` 表示所有已安装的追踪器；`none` 只保留本地日志与报告。",
         guide=True,
-        planned_values={"swanlab": "the tracker 'swanlab'"},
+        refused_values={"swanlab": SWANLAB},
     )
     tracker_project_name: str = option(
         "simpletuner",

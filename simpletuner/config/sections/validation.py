@@ -6,14 +6,6 @@ from typing import Any, Literal
 
 from simpletuner.config.option import Section, option
 
-SCRIPT = (
-    "validation is made by this program, with the weights, positions and noise of training; a script of your own can "
-    "watch for checkpoints and use `simpletuner generate`"
-)
-EXTRA = (
-    "validation shows what is trained and nothing else; start from another adapter with init_lora, or merge it into "
-    "the base with `simpletuner export --merge`"
-)
 CLIPS_SHOWN = 4  # by validation_using_datasets; each costs a video per size and validation
 LOSSLESS = "stills are compared over the steps, and only a lossless file shows what the model made"
 
@@ -145,30 +137,52 @@ class ValidationSection(Section):
         "（.safetensors）；auto 优先使用检查点自带的解码器，否则为 linear。",
         level="advanced",
     )
-    validation_method: Literal["simpletuner-local"] = option(
-        "simpletuner-local", "Who generates the videos.", "由谁生成视频。", level="expert",
-        refused_values={"external-script": SCRIPT},
-    )  # fmt: skip
+    validation_method: Literal["simpletuner-local", "external-script"] = option(
+        "simpletuner-local",
+        "Who makes the videos: this program, or a command of your own (`validation_external_script`).",
+        "由谁生成视频：本程序，或您自己的命令（`validation_external_script`）。",
+        level="advanced",
+    )
     validation_external_script: str | None = option(
-        None, "Command that generates the videos.", "生成视频的命令。", level="expert", refused=SCRIPT
+        None,
+        "Command that runs in place of the program's own videos, with the placeholders of post_checkpoint_script; the "
+        "checkpoint of that step is on the disk before it starts. No shell reads it.",
+        "代替本程序生成视频的命令，占位符与 post_checkpoint_script 相同；启动前该步的检查点已写入磁盘。不经过 shell。",
+        level="advanced",
     )
     validation_external_background: bool = option(
-        False, "Do not wait for that command.", "不等待该命令。", level="expert", refused=SCRIPT
+        False, "Train on while that command runs.", "该命令运行时继续训练。", level="advanced"
     )
     validation_adapter_path: str | None = option(
-        None, "Further adapter.", "其他适配器。", level="expert", refused=EXTRA
+        None,
+        "LoRA file that is put on beside the trained weights while validating, and only then.",
+        "仅在验证时与训练权重叠加的 LoRA 文件。",
+        level="advanced",
     )
     validation_adapter_name: str | None = option(
-        None, "Name of that adapter.", "该适配器的名称。", level="expert", refused=EXTRA
+        None,
+        "What its videos are called: `<nickname>_with_<name>`; the file's own name when absent.",
+        "其视频的名称：`<昵称>_with_<名称>`；未给出时用文件名。",
+        level="advanced",
     )
     validation_adapter_strength: float = option(
-        1.0, "Strength of that adapter.", "该适配器的强度。", gt=0, level="expert", refused=EXTRA
+        1.0, "Strength of that adapter, not 0.", "该适配器的强度，不为 0。", level="advanced"
     )
     validation_adapter_mode: Literal["adapter_only", "comparison", "none"] = option(
-        "adapter_only", "What is shown.", "展示的内容。", level="expert", refused=EXTRA, neutral=("none",)
+        "adapter_only",
+        "What is shown where such adapters are named: videos with them (`adapter_only`), with and without them "
+        "(`comparison`), or none with them (`none`).",
+        "指定此类适配器时展示什么：仅叠加后的视频（`adapter_only`）、叠加与不叠加的对比（`comparison`），"
+        "或完全不叠加（`none`）。",
+        level="advanced",
     )
     validation_adapter_config: Any = option(
-        None, "List of further adapters.", "其他适配器的列表。", level="expert", refused=EXTRA
+        None,
+        "Several such adapters in place of `validation_adapter_path`, each shown in videos of its own: a list of "
+        '{"path": FILE, "strength": 1.0, "name": NAME}, or a JSON file with it.',
+        "代替 `validation_adapter_path` 的多个此类适配器，各自生成视频："
+        '{"path": 文件, "strength": 1.0, "name": 名称} 的列表，或包含该列表的 JSON 文件。',
+        level="advanced",
     )
     validation_multigpu: Literal["single-gpu", "batch-parallel"] = option(
         "batch-parallel", "How several GPUs share the prompts.", "多 GPU 如何分配提示词。", level="expert",
@@ -185,6 +199,11 @@ class ValidationSection(Section):
         False, "Mark generated videos.", "为生成的视频加水印。", level="expert",
         refused="there is no watermark for it; each file says how it was made",
     )  # fmt: skip
+
+    @property
+    def makes_videos(self) -> bool:
+        """Whether this program makes videos while it trains, given a prompt."""
+        return not self.validation_disable and self.validation_method == "simpletuner-local"
 
     @property
     def resolutions(self) -> tuple[tuple[int, int], ...]:

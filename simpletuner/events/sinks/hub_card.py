@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from simpletuner.config.catalogs.families import FAMILIES
+from simpletuner.config.hub_name import public_name
 from simpletuner.events.sinks.hub_snippet import Kind, Snippet, fenced, first_size, quoted, tell_usage
 
 VIDEO_FOLDER = "validation_videos"
@@ -84,8 +85,7 @@ class CardFacts:
         if not named:
             family = FAMILIES[str(self.options.get("model_family") or "ltxvideo")]
             return family.checkpoint(self.options.get("model_flavour"))
-        is_repository = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", named) is not None and not Path(named).exists()
-        return named if is_repository else Path(named).name
+        return public_name(named)
 
     @property
     def licence(self) -> tuple[str, str]:

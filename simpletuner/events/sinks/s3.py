@@ -119,7 +119,7 @@ class S3Target:
                 connect_timeout=_CONNECT_SECONDS, read_timeout=_READ_SECONDS, retries={"total_max_attempts": 1}
             )
             self._client_made = boto3.session.Session().client(
-                "s3", region_name=place.region, endpoint_url=place.endpoint_url, config=config,
+                "s3", region_name=place.region, endpoint_url=place.address, config=config,
                 aws_access_key_id=place.access_key, aws_secret_access_key=place.secret_key,
             )  # fmt: skip
         return self._client_made

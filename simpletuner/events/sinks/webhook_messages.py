@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from simpletuner.config.webhook_file import LEVELS, Webhook
+from simpletuner.events.phases import PHASES
 from simpletuner.events.records import Told
 from simpletuner.events.sinks.scalars import evaluation_scalars
 from simpletuner.events.types import (
@@ -20,6 +21,8 @@ from simpletuner.events.types import (
     Event,
     LossEvaluated,
     Noticed,
+    PhaseBegan,
+    PhaseEnded,
     PreviewGenerated,
     RolledBack,
     RunFinished,
@@ -43,6 +46,11 @@ STAGE_KEYS = {
     "latents": "init_vae_cache",
     "prompts": "init_cache_text_embeds_status_update",
     "validation": "validation",
+}
+# What receivers are told beside the end of a stage: these pieces of work are parts of it.
+_DONE_WITH = {
+    "latents": ("init_cache_vae_processing_complete", "Clips are encoded"),
+    "prompts": ("validation_prompt_encoding", "Validation prompts are encoded"),
 }
 _RATE_WINDOW = 20  # steps in the mean behind the time left
 _NOTICES = {"note": ("info", "info"), "warning": ("warning", "warning"), "error": ("error", "error")}
@@ -87,6 +95,8 @@ _KINDS: Mapping[type[Event], _Kind] = {
     StageStarted: _Kind(("lifecycle.stage",), is_for_people=False),
     StageAdvanced: _Kind(("lifecycle.stage",), is_for_people=False),
     StageFinished: _Kind(("lifecycle.stage",), is_for_people=False),
+    PhaseBegan: _Kind(("lifecycle.stage",), is_for_people=False),
+    PhaseEnded: _Kind(("lifecycle.stage",), is_for_people=False),
     TrainingBegan: _Kind(("training.status",)),
     StepFinished: _Kind(("training.status",), is_for_people=False),
     CheckpointSaved: _Kind(("training.checkpoint",)),
@@ -132,6 +142,10 @@ class Composer:
             StageStarted: self._stage_started,
             StageAdvanced: self._stage_advanced,
             StageFinished: self._stage_finished,
+            PhaseBegan: lambda event: [self._lifecycle(event.phase, PHASES.get(event.phase, event.phase), "running")],
+            PhaseEnded: lambda event: [
+                self._lifecycle(event.phase, PHASES.get(event.phase, event.phase), event.outcome)
+            ],
             Noticed: self._notice,
             TrainingBegan: self._training_began,
             StepFinished: self._step,
@@ -157,6 +171,7 @@ class Composer:
 
     def _run_started(self, event: RunStarted) -> list[Message]:
         self._seconds.clear()
+        self._labels.clear()
         text = f"Run '{event.run_name}' is starting" + (" where it had stopped" if event.resumed_from else "")
         data = {"run_name": event.run_name, "output_dir": event.output_dir, "resumed_from": event.resumed_from}
         settings = "Training configuration initialised"
@@ -185,7 +200,13 @@ class Composer:
         return self._stage(event.stage, "running", event.done)
 
     def _stage_finished(self, event: StageFinished) -> list[Message]:
-        return [] if event.stage == TRAIN else self._stage(event.stage, "completed", event.done)
+        if event.stage == TRAIN:
+            return []
+        messages = self._stage(event.stage, "completed", event.done)
+        self._labels.pop(event.stage, None)
+        if messages and event.stage in _DONE_WITH:
+            messages.append(self._lifecycle(*_DONE_WITH[event.stage], "completed"))
+        return messages
 
     def _stage(self, stage: str, status: str, done: int) -> list[Message]:
         begun = self._labels.get(stage)
@@ -193,8 +214,14 @@ class Composer:
             return []
         details = {"label": begun.label, "current": done, "total": begun.total,
                    "percent": _percent(done, begun.total), "eta_seconds": None, "metrics": {}}  # fmt: skip
-        facts = {"key": STAGE_KEYS.get(stage, stage), "label": begun.label, "status": status, "progress": details}
-        return [Message("info", self._body("lifecycle.stage", stage=facts, message=begun.label))]
+        return [self._lifecycle(STAGE_KEYS.get(stage, stage), begun.label, status, details)]
+
+    def _lifecycle(
+        self, key: str, label: str, status: str, progress: Mapping[str, Any] | None = None, level: str = "info"
+    ) -> Message:
+        facts = {"key": key, "label": label, "status": status} | ({} if progress is None else {"progress": progress})
+        severity = "error" if status == "failed" else "info"
+        return Message(level, self._body("lifecycle.stage", severity, stage=facts, message=label))
 
     def _training_began(self, event: TrainingBegan) -> list[Message]:
         self._training = event
@@ -308,7 +335,12 @@ class Composer:
             data = {"status": "training_failed", "global_step": event.step, "error": event.detail}
             status = self._body("training.status", severity, data=data, progress=self._progress(event.step))
             error = self._body("error", severity, title="Run failed", message=text, data=data)
-            return [Message(level, status), Message(level, error, text), end]
+            broken = [
+                self._lifecycle(STAGE_KEYS.get(stage, stage), begun.label, "failed", level=level)
+                for stage, begun in self._labels.items()
+                if stage != TRAIN
+            ]
+            return [*broken, Message(level, status), Message(level, error, text), end]
         stage = {
             "key": "training_complete" if event.outcome == "finished" else "training_abort",
             "label": event.outcome.capitalize(),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from simpletuner.models.adapters import weights_file
+from simpletuner.models.family import ModelFamily
 
 ADAPTER_FILE: Final = weights_file.ADAPTER_FILE
 
@@ -60,6 +61,13 @@ class Adapter(Protocol):
 
         Raises:
             UserError: If names or shapes differ; nothing is changed then.
+        """
+
+    def load_start(self, path: Path, family: ModelFamily) -> None:
+        """Put the weights of a file of any known layout in the place of the trained ones.
+
+        Raises:
+            UserError: If it cannot be read, or does not fit.
         """
 
     def save(self, path: Path, metadata: Mapping[str, str], values: Mapping[str, Tensor] | None = None) -> None:

@@ -22,6 +22,7 @@ from simpletuner.config.sections.adapter import AdapterSection
 from simpletuner.core.errors import UserError
 from simpletuner.core.files import staged_folder, write_json_atomic
 from simpletuner.models.adapters import weights_file
+from simpletuner.models.adapters.lora_file import read_tensors
 from simpletuner.models.family import ModelFamily
 
 TRANSFORMER_FOLDER = weights_file.TRANSFORMER_FOLDER
@@ -100,6 +101,9 @@ class FullWeights:
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(tensors[name])
+
+    def load_start(self, path: Path, family: ModelFamily) -> None:
+        self.load_file_tensors(read_tensors(path))
 
     def save(self, path: Path, metadata: Mapping[str, str], values: Mapping[str, Tensor] | None = None) -> None:
         write_transformer(self._transformer, path, metadata, values)

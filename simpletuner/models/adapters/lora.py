@@ -59,9 +59,10 @@ def build_lora(
     """
     targets = family.adapter_targets(transformer, settings.peft_lora_target_modules or settings.lora_targets)
     attach_lora(transformer, targets, settings, dtype, seed)
+    adapter = LoraAdapter(transformer, family, settings, targets)
     if settings.init_lora is not None:
-        start_from(transformer, read_lora_file(Path(settings.init_lora), family), settings)
-    return LoraAdapter(transformer, family, settings, targets)
+        adapter.load_start(Path(settings.init_lora), family)
+    return adapter
 
 
 class LoraAdapter:
@@ -123,6 +124,9 @@ class LoraAdapter:
         load_adapter_tensors(
             self._transformer, {name.removeprefix(FILE_PREFIX): tensor for name, tensor in tensors.items()}
         )
+
+    def load_start(self, path: Path, family: ModelFamily) -> None:
+        start_from(self._transformer, read_lora_file(path, family), self._settings)
 
     def save(self, path: Path, metadata: Mapping[str, str], values: Mapping[str, Tensor] | None = None) -> None:
         tensors, config = adapter_tensors(self._transformer, values), adapter_config(self._transformer)

@@ -64,7 +64,7 @@ def test_what_is_idle_is_told(tmp_path: Path) -> None:
 def test_image_to_video_is_measured_as_text_to_video(tmp_path: Path) -> None:
     moving = {**CLIPS, "video": {"num_frames": 17, "is_i2v": True}}
     told = found(tmp_path, [moving, HELD], eval_steps_interval=5, ltx_i2v_prob=0.5)
-    assert "measured as text-to-video" in told[Severity.NOTE]
+    assert "measured both ways" in told[Severity.NOTE]
 
 
 def test_clip_is_refused_with_the_reason(tmp_path: Path) -> None:

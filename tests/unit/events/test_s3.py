@@ -122,8 +122,8 @@ def test_a_store_that_cannot_be_asked_is_no_error(store: Desk) -> None:
 @pytest.mark.parametrize(
     ("entry", "told"),
     [
-        ({"provider": "azure_blob", "container": "x"}, "Not built: uploading there"),
-        ({"provider": "b2"}, "Backblaze speaks S3"),
+        ({"provider": "azure_blob", "container": "x"}, "It speaks a protocol of its own"),
+        ({"provider": "b2", "bucket": "films"}, "region is missing"),
         ({"provider": "s3-compatibel", "bucket": "films"}, "Did you mean 's3-compatible'?"),
         ({"bucket": "films"}, "provider is missing"),
         ({"provider": "s3"}, "bucket is missing"),

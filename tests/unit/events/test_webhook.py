@@ -33,6 +33,8 @@ from simpletuner.events.types import (
     CheckpointSaved,
     Event,
     Noticed,
+    PhaseBegan,
+    PhaseEnded,
     PreviewGenerated,
     RunFinished,
     RunStarted,
@@ -116,6 +118,8 @@ def test_raw_events_have_the_fields_receivers_know(desk: Desk, tmp_path: Path) -
         StoryTold("Clips", (("found", "6"),)),
         StageStarted("latents", "Encoding", 4),
         StageFinished("latents", 4, 1.0),
+        PhaseBegan("init_load_base_model"),
+        PhaseEnded("init_load_base_model", 2.0),
         TrainingBegan(1, 10, 1, 2, 8, 1, 2),
         StageStarted("train", "Training", 10, "steps", 1),
         step(2),
@@ -128,13 +132,18 @@ def test_raw_events_have_the_fields_receivers_know(desk: Desk, tmp_path: Path) -
     told.sink.close()
     bodies = [post.document for post in desk.posts]
     assert [body["type"] for body in bodies] == [
-        "notification", "notification", "notification", "lifecycle.stage", "lifecycle.stage", "training.status",
+        "notification", "notification", "notification", *["lifecycle.stage"] * 5, "training.status",
         "training.status", "training.checkpoint", "training.validation", "notification", "training.status",
         "lifecycle.stage", "training.summary",
     ]  # fmt: skip
     assert all({"type", "severity", "job_id", "timestamp", "id"} <= body.keys() for body in bodies)
     assert len({body["id"] for body in bodies}) == len(bodies)
-    settings, (opening, running) = bodies[1], bodies[5:7]
+    assert [(body["stage"]["key"], body["stage"]["status"]) for body in bodies[3:8]] == [
+        ("init_vae_cache", "running"), ("init_vae_cache", "completed"),
+        ("init_cache_vae_processing_complete", "completed"),
+        ("init_load_base_model", "running"), ("init_load_base_model", "completed"),
+    ]  # fmt: skip
+    settings, (opening, running) = bodies[1], bodies[8:10]
     assert settings["data"] == {"lora_rank": 16}, "secrets are left out"
     assert opening["data"] == {
         "status": "starting", "global_step": 1, "current_epoch": 1, "first_epoch": 1, "final_epoch": 2,
@@ -150,16 +159,16 @@ def test_raw_events_have_the_fields_receivers_know(desk: Desk, tmp_path: Path) -
     assert running["progress"]["metrics"]["loss"] == 0.5
     assert bodies[3]["stage"]["key"] == "init_vae_cache"
     assert bodies[4]["stage"]["status"] == "completed"
-    assert bodies[7]["checkpoint"] == {"path": "out/checkpoint-2", "label": "checkpoint-2", "is_final": False}
-    sample = bodies[8]
+    assert bodies[10]["checkpoint"] == {"path": "out/checkpoint-2", "label": "checkpoint-2", "is_final": False}
+    sample = bodies[11]
     assert sample["message"] == "Validation: cat"
     assert (sample["data"]["step"], sample["data"]["resolution"]) == (2, [64, 32])
     assert sample["videos"] == [
         {"src": "data:video/mp4;base64," + base64.b64encode(b"v" * 8).decode(), "mime_type": "video/mp4"}
     ]
-    assert bodies[9]["severity"] == "warning"
-    assert bodies[11]["stage"]["key"] == "training_complete"
-    assert bodies[12]["data"]["outcome"] == "finished"
+    assert bodies[12]["severity"] == "warning"
+    assert bodies[14]["stage"]["key"] == "training_complete"
+    assert bodies[15]["data"]["outcome"] == "finished"
     headers = {name.lower(): value for name, value in desk.posts[0].headers.items()}
     assert headers["x-api-key"] == SECRET
     assert headers["content-type"] == "application/json"

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from simpletuner.config.lycoris_file import LycorisFile
 from simpletuner.config.sections.adapter import AdapterSection
+from simpletuner.config.sections.model import ModelSection
 from simpletuner.core.errors import UserError
 from simpletuner.models.adapters.applied import apply_adapters, weaken_dora
 from simpletuner.models.adapters.lora import build_lora
 from simpletuner.models.adapters.lora_file import LayerLora
 from simpletuner.models.adapters.lycoris import LycorisAdapter
+from simpletuner.models.adapters.visiting import VisitingLora
 from simpletuner.models.adapters.weights_file import WeightsFile, check_together, read_weights_file, split_strength
 from simpletuner.models.ltxvideo.family import FAMILY
 
@@ -78,6 +80,25 @@ def test_effects_add_up_each_at_its_strength(miniature: Path, tmp_path: Path) ->
     torch.testing.assert_close(added(miniature, *together), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(added(miniature, *reversed(together)), expected, rtol=1e-4, atol=1e-5)
     assert not list(check_together(together))
+
+
+def test_a_visitor_adds_the_same_beside_what_is_trained_and_leaves_no_trace(miniature: Path, tmp_path: Path) -> None:
+    path = write_lora(miniature, tmp_path / "guest.safetensors", 1)
+    expected = added(miniature, read_weights_file(path, 0.5))
+    source = FAMILY.resolve(ModelSection(pretrained_model_name_or_path=str(miniature)))
+    visitor = VisitingLora(FAMILY, source, path, 0.5)
+    transformer = load(miniature)
+    trained = build_lora(transformer, FAMILY, AdapterSection(lora_rank=2), None, torch.float32, 3)
+    shake(trained.parameters(), 4)
+    layer = transformer.get_submodule(LAYER)
+    inputs = torch.randn(3, layer.in_features, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    with torch.no_grad():
+        before = layer(inputs)
+        with visitor.worn(transformer):
+            torch.testing.assert_close(layer(inputs) - before, expected, rtol=1e-4, atol=1e-5)
+        assert torch.equal(layer(inputs), before)
+    with pytest.raises(UserError, match="is a lycoris file"):
+        VisitingLora(FAMILY, source, write_lokr(miniature, tmp_path / "lokr.safetensors", 2), 1.0)
 
 
 def test_two_lycoris_files_add_up(miniature: Path, tmp_path: Path) -> None:

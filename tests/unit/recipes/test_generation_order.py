@@ -106,6 +106,9 @@ def test_an_adapter_brings_its_run_or_its_base(run: Path, tmp_path: Path, miniat
     found = order(tmp_path, adapters=(str(lone),), prompts=("x",))
     assert found.settings.model.pretrained_model_name_or_path == str(miniature)
     assert found.settings.validation.validation_guidance == 3.0  # what LTX-Video wants
+    nameless = write_lora(tmp_path / "lone" / "other.safetensors", base_model="a-folder-elsewhere")
+    with pytest.raises(UserError, match="a folder called 'a-folder-elsewhere'"):
+        order(tmp_path, adapters=(str(nameless),), prompts=("x",))
     named = order(tmp_path, adapters=(str(lone),), prompts=("x",), options=((FLAGS["model"], str(miniature)),))
     assert named.pieces[0].path.parent == tmp_path / "generated"
 

@@ -89,7 +89,7 @@ def test_twenty_steps_at_intervals_of_five(tmp_path: Path, events: list[Event]) 
     with Image.open(last.path) as picture:
         assert picture.format == "GIF"
         assert picture.info["loop"] == 0
-        assert (picture.size, getattr(picture, "n_frames", 1)) == ((96, 64), 3)
+        assert (picture.size, getattr(picture, "n_frames", 1)) == ((48, 32), 3)
         assert abs(np.asarray(picture.convert("RGB")).mean() - 20) < 3
 
 

@@ -22,7 +22,15 @@ from simpletuner.models.ltxvideo.family import FAMILY
 from simpletuner.objectives.flow_matching import NOISE_STREAM, FlowMatching, loss_at
 from simpletuner.runtime.random import draw_normal
 from simpletuner.validation.judgement import Mark, judge
-from simpletuner.validation.stable_loss import POOLED, Measurement, Yardstick, choose_clips, measure, pool
+from simpletuner.validation.stable_loss import (
+    POOLED,
+    Measurement,
+    Yardstick,
+    choose_clips,
+    measure,
+    pool,
+    with_first_frames,
+)
 
 CPU = torch.device("cpu")
 
@@ -123,6 +131,33 @@ def test_it_measures_what_training_lowers(transformer: nn.Module, source: Source
         (term,) = objective(transformer, batch, 1)
         assert torch.equal(loss_at(FAMILY, source, transformer, batch, sigmas, noise), term.per_sample)  # type: ignore[arg-type]
     transformer.train()
+
+
+def test_given_first_frames_are_no_part_of_the_loss(
+    take: Callable[[Yardstick], Measurement], transformer: nn.Module, source: Source
+) -> None:
+    sets = with_first_frames({"held": CLIPS, "stills": CLIPS[2:]})
+    assert list(sets) == ["held", "held/i2v", "stills"]  # nothing of a still would be left to predict
+    assert sets["held/i2v"] == CLIPS[:2]
+    found = take(replace(yardstick(()), sets={name: sets[name] for name in ("held", "held/i2v")}))
+    assert found.loss == pytest.approx((found.losses["held"] + found.losses["held/i2v"]) / 2)
+    plain = take(yardstick(CLIPS[:2])).losses["held"]
+    assert found.losses["held/i2v"] != pytest.approx(plain, rel=1e-3)
+    # By hand: the first frame is clean, at time 0, and left out of the mean.
+    clean, sigma = latents(CLIPS[0])[None].float(), torch.tensor([0.25])
+    embeds, mask = (tensor[None] for tensor in features("a cat"))
+    noise = draw_normal(clean.shape[1:], 3, NOISE_STREAM, [4])
+    noised = (1 - sigma) * clean + sigma * noise
+    noised[:, :, :1] = clean[:, :, :1]
+    batch = Batch(clean, embeds, mask, torch.tensor([12.0]), CLIPS[0].bucket, (4,), ("a",), ("",), 1.0, True, 1)
+    with torch.no_grad():
+        loss = loss_at(FAMILY, source, transformer.eval(), batch, sigma, noise, gives_first=True)  # type: ignore[arg-type]
+        velocity = FAMILY.predict(
+            transformer, source, noised, sigma, embeds, mask, batch.frame_rates,  # type: ignore[arg-type]
+            first_frame_sigmas=torch.zeros(1),
+        )  # fmt: skip
+    transformer.train()
+    assert loss.item() == pytest.approx((velocity - (noise - clean))[:, :, 1:].square().mean().item(), rel=1e-5)
 
 
 def test_pooling_counts_clips_and_sets_count_alike(take: Callable[[Yardstick], Measurement]) -> None:
