@@ -60,13 +60,14 @@ class Demo:
 
     Attributes:
         method: What is trained: "lora", "full", "lycoris", or "i2v" (a LoRA that begins with a given picture).
-        style: Look of the clips, a name of `world_styles.STYLES`; of no meaning with `subject`.
+        style: Look of the clips, a name of `world_styles.STYLES`, or None for the world as it is; of no meaning with
+            `subject`.
         subject: Learn a new shape and its word instead of a look.
         steps: Optimizer steps.
     """
 
     method: Method = "lora"
-    style: str = "film"
+    style: str | None = "film"
     subject: bool = False
     steps: int = 200
 
