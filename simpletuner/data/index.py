@@ -34,7 +34,7 @@ SCHEMA = 1
 PROBE_RECIPE = 1
 DECODER = "av"  # a newer one may read what this one refuses, so verdicts last no longer than it
 LONGEST_TEXT = 1 << 16  # characters of a caption file worth keeping
-TEXTS_AT_ONCE = 1000
+TEXTS_AT_ONCE = 4096  # per transaction, each of which waits for the disk
 BUSY_SECONDS = 60.0  # how long another process may be writing; a batch takes milliseconds
 
 FACTS = (
