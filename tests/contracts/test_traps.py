@@ -17,6 +17,7 @@
 10 half a file accepted                 unit/caching/test_store.py::test_trap_10_every_truncation_is_noticed
 10 half a file accepted                 unit/caching/test_latent_cache.py::test_trap_3_and_10_a_killed_build_leaves_nothing_readable_half_done_and_equals_the_undisturbed_one
 11 tiled is not plain                   unit/models/test_ltx_autoencoder.py::test_tiling_keeps_shapes_and_encodes_whole_clips_in_time
+11 tiled is not plain                   unit/models/test_ltx_autoencoder.py::test_trap_11_tiles_differ_from_the_whole_at_their_seams_only
 11 tiled is not plain                   unit/caching/test_latent_cache.py::test_trap_6_and_11_another_autoencoder_dtype_or_tiling_makes_entries_stale
 12 to 23                                unit/data/test_data_find_traps.py::test_every_trap_has_a_test_that_exists
 24 dropout is another embedding         integration/test_text_traps.py::test_trap_24_a_dropped_caption_is_the_unconditional_prompt_of_validation

@@ -155,3 +155,18 @@ def test_tiling_keeps_shapes_and_encodes_whole_clips_in_time(resolved, autoencod
     assert torch.equal(latents, autoencoders["0.9.5"].encode(clip))  # smaller than a tile
     assert tiled.decode(latents).shape == clip.shape
     assert torch.equal(tiled.encode(clip), latents)  # decoding has not switched the encoder over
+
+
+def test_trap_11_tiles_differ_from_the_whole_at_their_seams_only(resolved, autoencoders):
+    """A wide clip in three tiles of the usual size: 512 px each 448 px, which are 16 cells each 14 cells."""
+    tiled = FAMILY.load_autoencoder(resolved("0.9.5"), torch.float32, CPU, tiling=True)
+    clip = pixels(width=1344)
+    whole, pieces = autoencoders["0.9.5"].encode(clip), tiled.encode(clip)
+    assert pieces.shape == whole.shape == (1, 128, 2, 2, 42)
+    share = ((pieces - whole).square().mean((0, 1, 2, 3)).sqrt() / whole.std()).tolist()
+    # Cells four from the edge of their tile have nearly all of what the encoder looks at in that tile.
+    inside = [*range(0, 12), *range(18, 26), *range(32, 42)]
+    assert max(share[cell] for cell in inside) < 0.1
+    assert max(share[cell] for cell in (*range(0, 9), *range(35, 42))) < 1e-3
+    # Even at a seam both tiles see the clip; latents of another clip are 1.4 away.
+    assert 0.1 < max(share) < 0.8
