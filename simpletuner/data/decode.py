@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 from simpletuner.data.probe import open_clip, refuse_unscaled, sample_aspect, unusable
 from simpletuner.data.sample import CropPlan, DamagedMedia, MediaInfo, Sample, ShortMedia, UnusableMedia
 from simpletuner.data.storage import Storage
+from simpletuner.data.tone import BT709_PRIMARIES, HDR_TRANSFERS, to_standard_range
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +41,7 @@ LARGEST_SCALER_RATIO = 16
 SCALER = 0x200 | 0x2000 | 0x4000 | 0x40000
 # Untagged YUV: players take BT.709 from this height up and BT.601 below.
 HD_HEIGHT = 720
+BT2020 = 9  # ITU-T H.273 matrix coefficients; what high dynamic range without a tag is coded by
 UNTAGGED_COLORSPACES = (2, 3)  # ITU-T H.273: unspecified, reserved
 SHAPE_SLACK = 0.01  # by how much a picture's shape may differ from the planned one, as a share
 TRANSPARENT_SHOWN_ON = (255, 255, 255)
@@ -248,8 +250,12 @@ class _FrameCutter:
         if orientation.swaps_axes:
             width, height = height, width
         ratio = max(frame.width / width, frame.height / height)
-        if _is_plain_yuv(frame) and ratio <= LARGEST_SCALER_RATIO:
-            scaled: Frames = self._to_rgb(frame, width, height).to_ndarray()
+        curve = HDR_TRANSFERS.get(int(frame.color_trc))
+        if curve:
+            scaled: Frames = self._from_high_range(frame, curve, width, height, ratio)
+        elif _is_plain_yuv(frame) and ratio <= LARGEST_SCALER_RATIO:
+            guess = Colorspace.ITU709 if frame.height >= HD_HEIGHT else Colorspace.ITU601
+            scaled = self._to_rgb(frame, width, height, "rgb24", guess).to_ndarray()
         else:
             scaled = _resize(_picture_of(frame), width, height)
         return _window(orientation.apply(scaled), self._crop)
@@ -265,14 +271,21 @@ class _FrameCutter:
             self._orientations[angle] = _orientation(frame)
         return self._orientations[angle]
 
-    def _to_rgb(self, frame: Any, width: int, height: int) -> Any:
-        untagged = frame.colorspace in UNTAGGED_COLORSPACES
-        guess = Colorspace.ITU709 if frame.height >= HD_HEIGHT else Colorspace.ITU601
+    def _from_high_range(self, frame: Any, curve: str, width: int, height: int, ratio: float) -> Frames:
+        """Scaled as it is coded, then brought to standard range; what the scaler cannot shrink at once, afterwards."""
+        size = (width, height) if ratio <= LARGEST_SCALER_RATIO else (frame.width, frame.height)
+        coded = self._to_rgb(frame, *size, "rgb48le", BT2020).to_ndarray()
+        shown = to_standard_range(coded, curve, wide=int(frame.color_primaries) != BT709_PRIMARIES)
+        return shown if size == (width, height) else _resize(Image.fromarray(shown), width, height)
+
+    def _to_rgb(self, frame: Any, width: int, height: int, pixel_format: str, guess: int) -> Any:
+        """The frame as RGB; `guess` is the matrix of a frame that names none."""
+        untagged = frame.colorspace in UNTAGGED_COLORSPACES and not frame.format.is_rgb
         return self._reformatter.reformat(
             frame,
             width=width,
             height=height,
-            format="rgb24",
+            format=pixel_format,
             interpolation=SCALER,
             src_colorspace=guess if untagged else None,
             dst_color_range="JPEG",

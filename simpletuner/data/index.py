@@ -29,9 +29,9 @@ from simpletuner.data.storage import StoredFile
 INDEX_NAME = "index.sqlite"
 DAMAGED_SUFFIX = ".damaged"  # what the file is called after it was set aside
 APPLICATION = 0x5354_4958  # "STIX" in the file's header: another program's database is not ours to change
-SCHEMA = 1
+SCHEMA = 2
 # Raise it when `probe.py` answers otherwise for the same file; every header is then read again.
-PROBE_RECIPE = 1
+PROBE_RECIPE = 2
 DECODER = "av"  # a newer one may read what this one refuses, so verdicts last no longer than it
 LONGEST_TEXT = 1 << 16  # characters of a caption file worth keeping
 TEXTS_AT_ONCE = 4096  # per transaction, each of which waits for the disk
@@ -40,8 +40,8 @@ BUSY_SECONDS = 60.0  # how long another process may be writing; a batch takes mi
 FACTS = (
     "kind", "width", "height", "frame_rate", "num_frames", "duration_seconds", "rotation", "sample_aspect", "codec",
 )  # fmt: skip
-LATER_FACTS = ("interlaced", "variable_rate", "pixel_format", "audio")
-FACT_TYPES = (str, int, int, float, int, float, int, float, str, int, int, str, str)
+LATER_FACTS = ("interlaced", "variable_rate", "pixel_format", "audio", "transfer")
+FACT_TYPES = (str, int, int, float, int, float, int, float, str, int, int, str, str, str)
 COLUMNS = ("path", "size_bytes", "version", "content", "reason", "damaged", *FACTS, *LATER_FACTS)
 PLACES = ", ".join("?" * len(COLUMNS))
 TABLES = (
@@ -305,6 +305,10 @@ def _prepare(connection: sqlite3.Connection) -> None:
     try:
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if application == APPLICATION and _schema(connection) < SCHEMA:
+            for table in ("files", "texts", "facts", "meta"):
+                connection.execute(f"DROP TABLE IF EXISTS {table}")
+            tables = 0
         if tables == 0:
             for statement in TABLES:
                 connection.execute(statement)
@@ -370,7 +374,7 @@ def _row_of(file: StoredFile, media: Media, content: str) -> tuple[Any, ...]:
     return (
         *name, None, False, media.kind, media.width, media.height, media.frame_rate, media.num_frames,
         media.duration_seconds, media.rotation, media.sample_aspect, media.codec, media.interlaced,
-        media.variable_rate, media.pixel_format, media.audio,
+        media.variable_rate, media.pixel_format, media.audio, media.transfer,
     )  # fmt: skip
 
 
@@ -380,8 +384,10 @@ def _media_of(row: tuple[Any, ...], file: StoredFile) -> Media:
         return DamagedMedia(reason) if damaged else UnusableMedia(reason)
     if tuple(map(type, row[6:])) != FACT_TYPES:
         raise ValueError(f"facts of another kind: {row[6:]}")
-    kind, width, height, rate, frames, seconds, rotation, aspect, codec, interlaced, variable, pixels, audio = row[6:]
+    kind, width, height, rate, frames, seconds, rotation, aspect, codec, *later = row[6:]
+    interlaced, variable, pixels, audio, transfer = later
     return MediaInfo(
         kind, width, height, rate, frames, seconds, rotation, aspect, sys.intern(codec), file.size_bytes, file.version,
         bool(interlaced), bool(variable), sys.intern(pixels), sys.intern(audio),
+        sys.intern(transfer),
     )  # fmt: skip

@@ -187,6 +187,7 @@ def tell_source(sample: Sample) -> str:
     parts += [f"turned by {info.rotation}°"] if info.rotation else []
     parts += [f"pixels {info.sample_aspect:.3g}:1"] if info.sample_aspect != 1 else []
     parts += ["interlaced"] if info.interlaced else []
+    parts += [f"{info.transfer}, shown in standard range"] if info.transfer else []
     scale = enlargement(sample)
     parts += [f"shown at {scale:.2f}×"]
     return " · ".join(part for part in parts if part)

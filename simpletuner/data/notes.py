@@ -115,6 +115,7 @@ def _notes_on_kinds(samples: Sequence[Sample]) -> list[str]:
             lambda sample: sample.info.interlaced,
             "interlaced: moving edges have combs, which are trained too; deinterlace the files first",
         ),
+        (lambda sample: bool(sample.info.transfer), "of high dynamic range: brought to standard range (BT.709)"),
         (lambda sample: sample.info.variable_rate, "of variable frame rate: resampled evenly by their time stamps"),
     )
     notes = []

@@ -22,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from simpletuner.data.listing import IMAGE_EXTENSIONS
 from simpletuner.data.sample import DamagedMedia, MediaInfo, Unfit, UnreadMedia, UnusableMedia
 from simpletuner.data.storage import Storage, StoredFile
+from simpletuner.data.tone import HDR_TRANSFERS
 from simpletuner.data.watched import WatchedFile
 
 # A decoded 16-megapixel frame is 50 MB of RGB and 8K video has 33 megapixels; beyond this a header
@@ -34,7 +35,6 @@ MISSING_END_SECONDS = 0.5
 # A picture shown for less or more than the others by this share of their mean makes the rate a variable one.
 UNEVEN_SHARE = 0.25
 PICTURE_FORMATS = ("_pipe", "image2")  # what FFmpeg calls still pictures
-HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # ITU-T H.273 transfer characteristics
 UNSCALED_MODES = {"I": "32-bit whole numbers", "F": "32-bit floating-point numbers"}  # Pillow's modes
 EXIF_ORIENTATION = 0x0112
 EXIF_TURNS = {3: 180, 4: 180, 5: 270, 6: 270, 7: 90, 8: 90}  # degrees counter-clockwise
@@ -241,7 +241,6 @@ def _probe_video(storage: Storage, file: StoredFile, cut: str, *, by_index: bool
             raise unusable(f"damaged: the first picture cannot be decoded ({error.strerror})", error) from error
         if frame is None:
             raise DamagedMedia("damaged: not one picture can be decoded")
-        _refuse_hdr(frame)
         aspect = sample_aspect(stream)
         width, height = max(1, round(frame.width * aspect)), frame.height
         rotation = round(frame.rotation / 90) * 90 % 360
@@ -262,6 +261,7 @@ def _probe_video(storage: Storage, file: StoredFile, cut: str, *, by_index: bool
             interlaced=bool(frame.interlaced_frame),
             variable_rate=not timeline.is_even,
             pixel_format=frame.format.name,
+            transfer=HDR_TRANSFERS.get(int(frame.color_trc), ""),
             audio=next((str(sound.codec_context.name) for sound in container.streams.audio if sound.codec_context), ""),
         )
 
@@ -313,14 +313,6 @@ def _check_size(width: int, height: int) -> None:
 
 def _too_large(size: str) -> str:
     return f"pictures of {size} megapixels; at most {LARGEST_PICTURE_MEGAPIXELS} are decoded"
-
-
-def _refuse_hdr(frame: Any) -> None:
-    curve = HDR_TRANSFERS.get(int(frame.color_trc))
-    if curve:
-        raise UnusableMedia(
-            f"high dynamic range ({curve} transfer): its colours would be wrong; convert it to standard range first"
-        )
 
 
 def sample_aspect(stream: Any) -> float:

@@ -83,6 +83,7 @@ class MediaInfo:
         variable_rate: Whether the frames are shown for clearly different times.
         pixel_format: How pictures are stored, in FFmpeg's words ("yuv420p10le"); empty when not known.
         audio: Name of the first sound stream's codec; empty without sound, or when not known.
+        transfer: "PQ" or "HLG" for pictures of high dynamic range, which are brought to standard range; else empty.
     """
 
     kind: MediaKind
@@ -100,6 +101,7 @@ class MediaInfo:
     variable_rate: bool = False
     pixel_format: str = ""
     audio: str = ""
+    transfer: str = ""
 
 
 @dataclass(frozen=True)

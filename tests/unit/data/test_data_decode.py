@@ -302,6 +302,32 @@ def test_colours_survive(tmp_path: Path, write_clip: Write, clip_dataset: Datase
     assert np.abs(frame.astype(int) - (200, 40, 90)).max() <= 4
 
 
+@pytest.mark.parametrize(("transfer", "white"), [("smpte2084", 0.5807), ("arib-std-b67", 0.7498)])
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_high_dynamic_range_becomes_standard_range(
+    tmp_path: Path, write_clip: Write, clip_dataset: Dataset, transfer: str, white: float, codec: str
+) -> None:
+    """Left half: graphics white of 203 cd/m²; right half: 50 cd/m², which is 142 on an ordinary screen."""
+    dim = {"smpte2084": 0.4403, "arib-std-b67": 0.4971}[transfer]  # 50 cd/m²
+
+    def paint(_: int) -> np.ndarray:
+        return np.repeat([round(255 * white), round(255 * dim)], 64)[None, :, None].repeat(96, 0).repeat(3, 2)
+
+    tags = f"transfer={transfer}:colorprim=bt2020:colormatrix=bt2020nc:log-level=none"
+    name = {"libx264": "x264-params", "libx265": "x265-params"}[codec]
+    path = write_clip(
+        tmp_path / "a.mp4",
+        frames=1,
+        paint=lambda number: paint(number).astype(np.uint8),
+        codec=codec,
+        pixel_format={"libx264": "yuv420p", "libx265": "yuv420p10le"}[codec],
+        options={name: tags, "crf": "4", "preset": "ultrafast"},
+    )
+    frame = decode_sample(LocalStorage(tmp_path), sample_of(path, clip_dataset(video={"num_frames": 1})))[0]
+    assert np.abs(frame[:, 4:56].astype(int) - 230).max() <= 3
+    assert np.abs(frame[:, 72:124].astype(int) - 142).max() <= 3
+
+
 def test_transparent_parts_are_shown_on_white(tmp_path: Path, clip_dataset: Dataset) -> None:
     picture = Image.new("RGBA", (128, 96), (255, 0, 0, 0))
     picture.paste((0, 0, 255, 255), (0, 0, 64, 96))

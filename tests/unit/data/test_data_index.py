@@ -199,6 +199,16 @@ def test_databases_of_others_and_of_newer_programs_are_set_aside(tmp_path: Path)
         assert "damaged or not ours" in note
 
 
+def test_an_index_of_an_older_program_is_filled_anew_without_a_word(tmp_path: Path) -> None:
+    path = tmp_path / "index.sqlite"
+    filled(path)
+    with sqlite3.connect(path) as older:
+        older.execute("ALTER TABLE files DROP COLUMN transfer")
+        older.execute(f"PRAGMA user_version = {index_module.SCHEMA - 1}")
+    older.close()
+    assert _survives(path) == []
+
+
 def test_every_kind_of_damage_is_survived(tmp_path: Path) -> None:
     """Cut at every twentieth of its length, and bytes flipped all over: facts or silence, never an error."""
     whole_path = tmp_path / "whole"

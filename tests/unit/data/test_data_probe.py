@@ -206,9 +206,10 @@ def test_giant_pictures_are_refused_by_their_header(tmp_path: Path) -> None:
     assert "9000x8000 = 72" in refused(tmp_path / "b.png")
 
 
-def test_high_dynamic_range_is_refused(tmp_path: Path, write_clip: Write) -> None:
-    options = {"x264-params": "transfer=smpte2084", "preset": "ultrafast"}
-    assert "high dynamic range (PQ" in refused(write_clip(tmp_path / "a.mp4", frames=2, options=options))
+@pytest.mark.parametrize(("transfer", "curve"), [("smpte2084", "PQ"), ("arib-std-b67", "HLG"), ("bt709", "")])
+def test_high_dynamic_range_is_known_by_its_curve(tmp_path: Path, write_clip: Write, transfer: str, curve: str) -> None:
+    options = {"x264-params": f"transfer={transfer}", "preset": "ultrafast"}
+    assert probe_file(write_clip(tmp_path / "a.mp4", frames=2, options=options)).transfer == curve
 
 
 def test_pipes_are_never_opened(tmp_path: Path) -> None:
