@@ -274,7 +274,7 @@ class _FrameCutter:
     def _from_high_range(self, frame: Any, curve: str, width: int, height: int, ratio: float) -> Frames:
         """Scaled as it is coded, then brought to standard range; what the scaler cannot shrink at once, afterwards."""
         size = (width, height) if ratio <= LARGEST_SCALER_RATIO else (frame.width, frame.height)
-        coded = self._to_rgb(frame, *size, "rgb48le", BT2020).to_ndarray()
+        coded = self._to_rgb(frame, size[0], size[1], "rgb48le", BT2020).to_ndarray()
         shown = to_standard_range(coded, curve, wide=int(frame.color_primaries) != BT709_PRIMARIES)
         return shown if size == (width, height) else _resize(Image.fromarray(shown), width, height)
 

@@ -49,7 +49,7 @@ def to_standard_range(coded: NDArray[np.uint16], curve: str, *, wide: bool = Tru
     light *= np.interp(brightest, *_compression()).astype(np.float32) / WHITE_NITS
     if wide:
         light = light @ TO_BT709.T
-    shown = np.clip(light, 0.0, 1.0) ** np.float32(1 / DISPLAY_GAMMA)
+    shown: Floats = np.clip(light, 0.0, 1.0) ** np.float32(1 / DISPLAY_GAMMA)
     return np.rint(shown * 255).astype(np.uint8)
 
 
@@ -60,7 +60,8 @@ def _light(coded: NDArray[np.uint16], curve: str) -> Floats:
         return nits
     scene: Floats = _hlg_table()[coded]
     luminance = np.maximum(scene @ LUMINANCE_2020, 1e-6)[..., None]
-    return scene * (PEAK_NITS * luminance ** np.float32(HLG_SYSTEM_GAMMA - 1))
+    display: Floats = scene * (PEAK_NITS * luminance ** np.float32(HLG_SYSTEM_GAMMA - 1))
+    return display
 
 
 @functools.cache
