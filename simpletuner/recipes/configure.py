@@ -151,6 +151,8 @@ def accept(talk: Talk, question: Question, raw: Any, emit: Emit) -> Talk:
     value = read_answer(question, talk.known, raw)
     if question.option in option_table() and isinstance(value, str):
         _refuse_bad_path(question.option, value)
+    if question.key == "held_out" and value:
+        _refuse_trained_clips(str(value), talk.known)
     known = talk.known.with_answer(question.key, value)
     if question.kind == "folder" and (known.material is None or known.material.folder != value):
         known = replace(known, material=probe_material(value, emit))
@@ -201,6 +203,22 @@ def _refuse_bad_path(option: str, value: str) -> None:
     errors = [problem for problem in found if problem.severity is Severity.ERROR]
     if errors:
         raise UserError.of(errors)
+
+
+def _refuse_trained_clips(folder: str, known: Known) -> None:
+    """Clips set apart must be there, and must be others than the trained ones."""
+    apart = Path(folder).expanduser()
+    if not apart.is_dir():
+        raise UserError(
+            f"there is no folder '{folder}'", "It holds the clips set apart", "Correct it, or leave it empty"
+        )
+    trained = Path(known.material.folder if known.material else "").expanduser().resolve()
+    if apart.resolve() == trained or trained in apart.resolve().parents or apart.resolve() in trained.parents:
+        raise UserError(
+            f"'{folder}' and the trained clips' folder lie within one another",
+            "What is trained cannot show what is learnt; sub-folders are trained too",
+            "Move some clips with their captions to a folder beside it",
+        )
 
 
 def keep_answers(talk: Talk) -> None:

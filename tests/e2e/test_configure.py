@@ -166,7 +166,14 @@ def test_without_a_terminal_it_says_what_to_do(blank: Path, capfd: pytest.Captur
 
 
 def test_from_an_answers_file_and_reopened(blank: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    write_answers(blank, trigger="a shape")
+    write_answers(blank, trigger="a shape", held_out="clips")
+    code, told = configure(capfd, "--answers", "answers.json")
+    assert code == 2
+    assert "lie within one another" in told
+    (blank / "apart").mkdir()
+    for path in (blank / "clips").glob("clip-003.*"):
+        path.rename(blank / "apart" / path.name)
+    write_answers(blank, trigger="a shape", held_out="apart")
     code, told = configure(capfd, "--answers", "answers.json")
     assert code == 0, told
     assert "Wrote config/config.json, config/multidatabackend.json, config/user_prompt_library.json." in told

@@ -40,14 +40,14 @@ FROM_PICTURES = 0.3  # share of the samples that learn to go on from a given fir
 # Put in without a question; a value that somebody wrote into an older file wins.
 UNASKED: Mapping[str, Any] = {
     "resume_from_checkpoint": "latest", "seed": 42, "gradient_checkpointing": True, "mixed_precision": "bf16",
-    "optimizer": "adamw_bf16", "lr_scheduler": "constant_with_warmup", "checkpoints_total_limit": 5,
+    "lr_scheduler": "constant_with_warmup", "checkpoints_total_limit": 5,
 }  # fmt: skip
 UNASKED_PREVIEWS = ("validation_guidance", "validation_num_inference_steps", "validation_seed")
 # Options the wizard decides; one that an older file holds and that no longer follows from the answers is taken out.
 MANAGED = (
     *EXPLICIT, "lycoris_config", "webhook_config", "user_prompt_library", "validation_disable", "use_ema",
     "ltx_train_mode", "ltx_protect_first_frame", "ltx_i2v_prob", "base_model_precision", "text_encoder_1_precision",
-    "report_to", "push_to_hub", "hub_model_id",
+    "report_to", "push_to_hub", "hub_model_id", "eval_steps_interval",
 )  # fmt: skip
 
 
@@ -67,12 +67,17 @@ class Existing:
     @property
     def clips_entry(self) -> Mapping[str, Any] | None:
         """The entry the wizard manages: the first enabled one with a folder of clips or pictures."""
-        return next((entry for entry in self.datasets if _is_ours(entry)), None)
+        return next((entry for entry in self.datasets if _is_ours(entry, "video", "image")), None)
+
+    @property
+    def held_out_entry(self) -> Mapping[str, Any] | None:
+        """The entry of clips set apart that the wizard manages."""
+        return next((entry for entry in self.datasets if _is_ours(entry, "eval")), None)
 
 
-def _is_ours(entry: Mapping[str, Any]) -> bool:
+def _is_ours(entry: Mapping[str, Any], *kinds: str) -> bool:
     disabled = str(entry.get("disabled", entry.get("disable", False))).lower() in TRUE
-    local = entry.get("type", "local") == "local" and entry.get("dataset_type", "video") in ("video", "image")
+    local = entry.get("type", "local") == "local" and entry.get("dataset_type", "video") in kinds
     return local and not disabled and bool(entry.get("instance_data_dir"))
 
 
@@ -116,13 +121,14 @@ def _options(known: Known, existing: Existing) -> dict[str, Any]:
         "max_train_steps": 0 if by_epochs else answers["steps"],
         "num_train_epochs": answers["epochs"] if by_epochs else 0,
         "train_batch_size": answers["batch_size"],
+        "optimizer": answers["optimizer"],
         "learning_rate": answers["learning_rate"],
         "lr_warmup_steps": _warm_up(known, older),
         "checkpoint_step_interval": answers["checkpoint_interval"],
         "tracker_run_name": answers["name"],
         **_adapter(known),
         **_previews(known, older),
-        **_others(known),
+        **_others(known, older),
         **{name: older.get(name, value) for name, value in UNASKED.items()},
     }
     return {name: _plain(value) for name, value in {**values, **answers["options"]}.items()}
@@ -165,7 +171,7 @@ def _previews(known: Known, older: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _others(known: Known) -> dict[str, Any]:
+def _others(known: Known, older: Mapping[str, Any]) -> dict[str, Any]:
     """Options of features that not every version of this program has."""
     answers = known.answers
     values: dict[str, Any] = {}
@@ -181,6 +187,8 @@ def _others(known: Known) -> dict[str, Any]:
         values["report_to"] = answers["tracker"]
     if answers.get("webhook"):
         values["webhook_config"] = beside(known, WEBHOOK)
+    if answers.get("held_out"):
+        values["eval_steps_interval"] = older.get("eval_steps_interval", answers["checkpoint_interval"])
     if answers.get("upload"):
         values |= {"push_to_hub": True, "hub_model_id": safe_name(answers["name"])}
     return values
@@ -203,12 +211,14 @@ def beside(known: Known, name: str) -> str:
 def draft_datasets(known: Known, repeats: int, existing: Existing) -> list[dict[str, Any]]:
     """Content of multidatabackend.json: our entries with hand-written keys kept, then the other entries."""
     assert known.material is not None
-    drafted = [_entry(known, kind, repeats) for kind in _kinds(known)]
+    drafted = [_entry(known, known.material.folder, kind, repeats) for kind in _kinds(known)]
+    if known.answers.get("held_out"):
+        drafted.append(_entry(known, str(known.answers["held_out"]), "eval", 0))
     drafted.append({"id": TEXT_STORE, "type": "local", "dataset_type": "text_embeds", "default": True,
                     "cache_dir": "cache/text/{model_family}"})  # fmt: skip
     older = {_identity(entry): entry for entry in existing.datasets}
     first = existing.clips_entry
-    replaced = {_identity(first)} if first is not None else set()
+    replaced = {_identity(entry) for entry in (first, existing.held_out_entry) if entry is not None}
     if any(entry.get("dataset_type") == "text_embeds" for entry in existing.datasets):
         drafted.pop()
     merged = []
@@ -221,8 +231,8 @@ def draft_datasets(known: Known, repeats: int, existing: Existing) -> list[dict[
 
 
 def entry_id(folder: str, kind: str) -> str:
-    """Id of the entry for the clips or the pictures of a folder."""
-    return safe_name(folder) + ("-pictures" if kind == "image" else "")
+    """Id of the entry for the clips or the pictures of a folder, or for clips set apart."""
+    return safe_name(folder) + {"image": "-pictures", "eval": "-held-out"}.get(kind, "")
 
 
 def cache_folder(ident: str) -> str:
@@ -265,15 +275,14 @@ def _merged(entry: dict[str, Any], previous: Mapping[str, Any] | None, *, asked_
     return {**kept, **entry, **({"video": video} if "video" in entry else {})}
 
 
-def _entry(known: Known, kind: str, repeats: int) -> dict[str, Any]:
-    assert known.material is not None
+def _entry(known: Known, folder: str, kind: str, repeats: int) -> dict[str, Any]:
     answers = known.answers
-    ident = entry_id(known.material.folder, kind)
+    ident = entry_id(folder, kind)
     entry: dict[str, Any] = {
         "id": ident,
         "type": "local",
         "dataset_type": kind,
-        "instance_data_dir": known.material.folder,
+        "instance_data_dir": folder,
         "cache_dir_vae": cache_folder(ident),
         "caption_strategy": answers.get("captions", "textfile"),
         "resolution": _plain(answers["resolution"]),
@@ -283,7 +292,7 @@ def _entry(known: Known, kind: str, repeats: int) -> dict[str, Any]:
     }
     if entry["caption_strategy"] == "instanceprompt":
         entry["instance_prompt"] = answers["instance_prompt"]
-    if kind == "video":
+    if kind == "video" or (kind == "eval" and "num_frames" in answers):
         entry["video"] = {
             "num_frames": answers["num_frames"],
             "min_frames": answers["num_frames"],
@@ -368,9 +377,11 @@ def _model_answers(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _dataset_answers(existing: Existing) -> dict[str, Any]:
+    apart = existing.held_out_entry
+    held_out = {"held_out": apart["instance_data_dir"]} if apart is not None else {}
     entry = existing.clips_entry
     if entry is None:
-        return {}
+        return held_out
     video = entry.get("video", {})
     size = entry.get("resolution")
     if entry.get("resolution_type") == "area" and isinstance(size, (int, float)):
@@ -383,4 +394,4 @@ def _dataset_answers(existing: Existing) -> dict[str, Any]:
         "num_frames": video.get("num_frames"),
         "long_clips": video.get("frame_sampling"),
     }
-    return {key: value for key, value in found.items() if value is not None}
+    return held_out | {key: value for key, value in found.items() if value is not None}

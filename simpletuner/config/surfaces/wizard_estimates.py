@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from simpletuner.config.catalogs.families import FAMILIES
+from simpletuner.config.catalogs.optimizers import OPTIMIZERS
 from simpletuner.config.prompts import safe_nickname
 from simpletuner.config.surfaces import proposals
 from simpletuner.config.surfaces.wizard import Known
@@ -18,6 +19,7 @@ FAMILY = "ltxvideo"
 RELEASES = {"2b": "0.9.5", "13b": "0.9.7", "13b-distilled": "0.9.8"}
 EIGHT_BITS = "int8-quanto"  # of the 8-bit levels the one that runs on every kind of machine
 FEW_TOKENS = 2500  # a clip of usual size and 49 frames; below it the model is stored smaller
+FOUND_RATE = 1.0  # factor on the rate that an optimizer finds by itself
 LONG = 2.0  # a clip this many times longer than what is trained of it is worth cutting into windows
 GRID = FAMILIES[FAMILY].grid
 
@@ -99,7 +101,10 @@ def needs_captions(known: Known) -> bool:
 
 
 def proposed_rate(known: Known) -> float:
-    """Learning rate for what is trained."""
+    """Learning rate for what is trained, and by which optimizer."""
+    chosen = known.answers.get("optimizer")
+    if chosen in OPTIMIZERS and OPTIMIZERS[chosen].finds_rate:
+        return FOUND_RATE
     if known.answers.get("training") == "full":
         return proposals.FULL_RATE
     return proposals.rate_for(int(known.answers.get("rank") or proposals.rank_for(known.answers.get("subject", ""))))

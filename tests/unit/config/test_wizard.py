@@ -253,6 +253,26 @@ def test_data_sets() -> None:
     assert one[0]["instance_prompt"] == "a fox"
 
 
+def test_an_optimizer_that_finds_its_rate_gets_one_of_its_own() -> None:
+    config = draft_config(known(optimizer="prodigy"), Existing())
+    assert (config["optimizer"], config["learning_rate"]) == ("prodigy", 1.0)
+    assert draft_config(known(), Existing(config=config))["optimizer"] == "adamw_bf16"
+
+
+def test_clips_set_apart_become_a_set_of_their_own_that_comes_back_and_goes() -> None:
+    told = known(clip(), held_out="datasets/apart", num_frames=25, checkpoint_interval=50)
+    config, entries = draft_config(told, Existing()), draft_datasets(told, 3, Existing())
+    assert config["eval_steps_interval"] == 50
+    apart = next(entry for entry in entries if entry["dataset_type"] == "eval")
+    assert (apart["id"], apart["instance_data_dir"], apart["repeats"]) == ("apart-held-out", "datasets/apart", 0)
+    assert apart["video"]["num_frames"] == 25
+    written = Existing(config, tuple(entries))
+    assert answers_from(written, {})["held_out"] == "datasets/apart"
+    without = known(clip(), held_out="")
+    assert "eval_steps_interval" not in draft_config(without, written)
+    assert all(entry["dataset_type"] != "eval" for entry in draft_datasets(without, 0, written))
+
+
 def test_data_sets_of_an_older_file() -> None:
     older = (
         {"id": "mine", "dataset_type": "video", "instance_data_dir": "datasets/fox/", "cache_dir_vae": "there",
