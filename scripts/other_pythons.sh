@@ -12,7 +12,7 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do versions+=("$1"); shift; done
 [ ${#versions[@]} -gt 0 ] || versions=(3.10 3.12)
 
 # Everything the rooms without torch import, and what runs their tests; versions come from constraints.txt.
-packages=(numpy pillow av pydantic rich json-five tomli jinja2 psutil huggingface-hub safetensors fsspec questionary zstandard
+packages=(numpy pillow av pydantic rich json-five tomli jinja2 psutil huggingface-hub safetensors fsspec questionary zstandard cryptography
     pytest pytest-xdist hypothesis codespell)
 tests=(tests/contracts tests/unit/core tests/unit/config tests/unit/cli tests/unit/events tests/unit/scripts)
 

@@ -104,7 +104,7 @@ def _note_on_windows(samples: Sequence[Sample], spare_frames: int) -> str:
         return ""
     windows = sum(sample.path in several for sample in samples)
     rest = f"; {spare_frames} frames at their ends are too few for another" if spare_frames else ""
-    return f"{len(several)} clips are trained as {windows} windows" + rest
+    return f"{len(several)} clip{'s are' if len(several) > 1 else ' is'} trained as {windows} windows" + rest
 
 
 def _notes_on_kinds(samples: Sequence[Sample]) -> list[str]:

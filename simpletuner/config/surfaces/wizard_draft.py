@@ -17,7 +17,14 @@ from simpletuner.config.documents import is_comment
 from simpletuner.config.surfaces import prompt_templates, proposals
 from simpletuner.config.surfaces.cli import canonical_name
 from simpletuner.config.surfaces.wizard import Known
-from simpletuner.config.surfaces.wizard_estimates import EIGHT_BITS, FAMILY, RELEASES, safe_name, steps
+from simpletuner.config.surfaces.wizard_estimates import (
+    EIGHT_BITS,
+    FAMILY,
+    RELEASES,
+    looking_interval,
+    safe_name,
+    steps,
+)
 from simpletuner.config.table import option_table
 from simpletuner.config.values import TRUE
 from simpletuner.config.webhook_file import URL_KEYS
@@ -188,7 +195,7 @@ def _others(known: Known, older: Mapping[str, Any]) -> dict[str, Any]:
     if answers.get("webhook"):
         values["webhook_config"] = beside(known, WEBHOOK)
     if answers.get("held_out"):
-        values["eval_steps_interval"] = older.get("eval_steps_interval", answers["checkpoint_interval"])
+        values["eval_steps_interval"] = older.get("eval_steps_interval", looking_interval(known))
     if answers.get("upload"):
         values |= {"push_to_hub": True, "hub_model_id": safe_name(answers["name"])}
     return values

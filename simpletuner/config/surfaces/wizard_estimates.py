@@ -102,7 +102,7 @@ def needs_captions(known: Known) -> bool:
 
 def proposed_rate(known: Known) -> float:
     """Learning rate for what is trained, and by which optimizer."""
-    chosen = known.answers.get("optimizer")
+    chosen = str(known.answers.get("optimizer"))
     if chosen in OPTIMIZERS and OPTIMIZERS[chosen].finds_rate:
         return FOUND_RATE
     if known.answers.get("training") == "full":
@@ -130,6 +130,11 @@ def safe_name(text: str) -> str:
 def proposed_name(known: Known) -> str:
     """Name of the run: that of the folder."""
     return safe_name(known.material.folder if known.material else "")
+
+
+def looking_interval(known: Known) -> int:
+    """Steps between looks at what is learnt: five in a run, each where a checkpoint is."""
+    return max(1, int(known.answers.get("checkpoint_interval") or 0), steps(known) // 5)
 
 
 def option_default(name: str) -> Callable[[Known], Any]:

@@ -260,9 +260,9 @@ def test_an_optimizer_that_finds_its_rate_gets_one_of_its_own() -> None:
 
 
 def test_clips_set_apart_become_a_set_of_their_own_that_comes_back_and_goes() -> None:
-    told = known(clip(), held_out="datasets/apart", num_frames=25, checkpoint_interval=50)
+    told = known(clip(), held_out="datasets/apart", num_frames=25, checkpoint_interval=50, steps=1000)
     config, entries = draft_config(told, Existing()), draft_datasets(told, 3, Existing())
-    assert config["eval_steps_interval"] == 50
+    assert config["eval_steps_interval"] == 200
     apart = next(entry for entry in entries if entry["dataset_type"] == "eval")
     assert (apart["id"], apart["instance_data_dir"], apart["repeats"]) == ("apart-held-out", "datasets/apart", 0)
     assert apart["video"]["num_frames"] == 25

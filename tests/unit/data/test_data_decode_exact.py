@@ -158,7 +158,7 @@ def test_split_clips_show_every_frame_once(
     shown = [number for sample in found.samples
              for number in read_numbers(decode_sample(LocalStorage(tmp_path), sample))]  # fmt: skip
     assert shown == list(range(85))
-    assert "test: 1 clips are trained as 5 windows; 15 frames at their ends are too few for another" in found.notes
+    assert "test: 1 clip is trained as 5 windows; 15 frames at their ends are too few for another" in found.notes
 
 
 # A window of a long file ------------------------------------------------------------------------
