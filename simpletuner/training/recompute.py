@@ -100,5 +100,9 @@ def _keep_attention(context: Any, operation: Any, *args: Any, **kwargs: Any) -> 
 
 
 def spread(count: int, total: int) -> list[int]:
-    """`count` of `total` places, evenly: so that no long row of neighbours keeps everything at once."""
-    return [(2 * place + 1) * total // (2 * count) for place in range(count)]
+    """`count` of `total` places, evenly, and the last one only if all are taken.
+
+    The backward pass begins at the last block: recomputed, it would fill its memory again while everybody else's is
+    still there, and nothing would be saved by it.
+    """
+    return [place * total // count for place in range(count)]

@@ -184,10 +184,10 @@ class LTXCost:
         kept = self._kept_bytes(trained)
         again = trained.checkpointing * self.shape.layers
         inputs = trained.weight_bytes * (3 if trained.keeps_attention else 1)  # results of two attentions beside them
-        held = (self.shape.layers - again) * kept + again * inputs
+        # What the last block keeps is there with all that others keep; a recomputed one fills up when that is gone.
+        held = max(self.shape.layers - again, 1) * kept + again * inputs
         if trained.offloads:
-            held = 2 * held / self.shape.layers  # one block's is used while the next one's is on its way
-        held += kept if again else 0.0
+            held = 2 * kept  # one block's is used while the next one's is on its way
         return tokens * self.shape.width * (held + _WORKSPACE_TENSORS * trained.weight_bytes)
 
     def encode_clip(self, width: int, height: int, num_frames: int, *, tiling: bool) -> Operations:
@@ -254,7 +254,11 @@ class LTXCost:
         if trained.fused:
             return float(_FUSED_TENSORS * trained.weight_bytes)
         parameter_bytes = max(trained.parameter_bytes, trained.weight_bytes)
-        return _KEPT_BYTES[_layers_touched(trained), trained.weight_bytes, parameter_bytes]
+        touched = _layers_touched(trained)
+        kept = _KEPT_BYTES[touched, trained.weight_bytes, parameter_bytes]
+        # Quanto's product keeps its input even where the weight is frozen: those of the feed-forward part come on top.
+        is_kept_besides = touched == "attention" and trained.stored.endswith("-quanto")
+        return kept + (5.0 * trained.weight_bytes if is_kept_besides else 0.0)
 
     def _encoder(self, num_frames: int, height: int, width: int) -> Walk:
         return _walk_encoder(_frozen(self.architecture.autoencoder), num_frames, height, width)

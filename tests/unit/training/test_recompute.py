@@ -81,6 +81,7 @@ def test_places_are_spread(total: int) -> None:
         places = spread(count, total)
         assert len(set(places)) == count
         assert all(0 <= place < total for place in places)
+        assert (total - 1 in places) == (count == total)  # the last block comes last
         gaps = [b - a for a, b in itertools.pairwise(places)]
         assert not gaps or max(gaps) - min(gaps) <= 1
 
