@@ -19,8 +19,10 @@ class HostCopies:
     def take(self, tensor: Tensor) -> Tensor:
         """A contiguous copy in the tensor's own number format; from CUDA it lands in page-locked memory."""
         tensor = tensor.detach()
+        if tensor.device.type == "cpu":
+            return tensor.clone(memory_format=torch.contiguous_format)
         if tensor.device.type != "cuda":
-            return tensor.to("cpu", copy=True).contiguous()
+            return tensor.to("cpu").contiguous()
         landed = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         landed.copy_(tensor, non_blocking=True)
         if self._arrival is None:

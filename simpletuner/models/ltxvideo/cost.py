@@ -9,6 +9,7 @@ compare all of it with PyTorch's flop counter on the real classes. No torch here
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,8 @@ _KEPT_BYTES: Mapping[tuple[str, int, int], float] = {
 _FUSED_TENSORS = 17  # tensors of N d values that the mathematics needs, by the performance notes (estimated)
 _WORKSPACE_TENSORS = 12.5  # live beside what is kept while one block goes backward; counted likewise
 _FIRST_LAYER, _TEXT_LAYER = "transformer_blocks.0.attn1.to_q", "transformer_blocks.0.attn2.to_k"
+# Layers outside the blocks that pass a gradient on to a trained one before them.
+_SECOND_AT_THE_ENDS = ("caption_projection.linear_2", "time_embed.emb.timestep_embedder.linear_2", "time_embed.linear")
 # Live tensors at the autoencoder's peak in units of its largest one, counted on the meta device.
 _ENCODER_PEAK, _DECODER_PEAK = 7.4, 6.5
 
@@ -248,7 +251,12 @@ class LTXCost:
         before = _has_trained_before(_FIRST_LAYER, trained.targets)
         text_side = _has_trained_before(_TEXT_LAYER, trained.targets)
         first = 0.0 if before else 6.0 * d * d * tokens
-        return flops.linears - first + out + (flops.text if text_side else 0.0)
+        ends = sum(
+            2.0 * math.prod(self.linear_layers[name]) * _rows(name, tokens, text_tokens)
+            for name in _SECOND_AT_THE_ENDS
+            if _has_trained_before(name, trained.targets)
+        )
+        return flops.linears - first + out + (flops.text if text_side else 0.0) + ends
 
     def _kept_bytes(self, trained: TrainedPart) -> float:
         if trained.fused:

@@ -1,0 +1,138 @@
+"""How long a step waits for its batch: cached clips on the disk, the loader thread, a device that is busy meanwhile.
+
+    python benchmarks/feeding.py             # prints a table
+    python benchmarks/feeding.py --write     # also benchmarks/feeding_<machine>_<yyyymm>.md
+
+64 clips of 768x512 pixels and 49 frames (latents 0.69 MB) with captions of 128 tokens (1.05 MB) are written as cache
+entries and read back through `EntryReader` and `BatchStream`, every option at its default. The step is a pause of as
+many milliseconds as a card would compute; the host is free meanwhile, as it is beside a card. Told are the time that
+the loop waited for batches, as `BatchStream` counts it, and the processor time that the loader takes for one batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
+from torch import Tensor
+
+from simpletuner.caching.store import EntryReader, EntryWriter, Key, Storing
+from simpletuner.data.batch_rules import BatchRules
+from simpletuner.data.batches import BatchStream
+from simpletuner.data.sample import CropPlan, FramePlan, MediaInfo, Sample
+
+CLIPS, STEPS = 64, 256
+LATENT_SHAPE, TEXT_SHAPE = (128, 7, 16, 24), (128, 4096)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """One measurement.
+
+    Attributes:
+        step_ms: Length of the pause that stands for a step.
+        waited_us: Mean time a step waited for its batch.
+        share: Of the whole time.
+        loader_ms: Processor time for one batch.
+    """
+
+    step_ms: float
+    waited_us: float
+    share: float
+    loader_ms: float
+
+
+def write_entries(folder: Path) -> tuple[list[Sample], dict[str, tuple[Key, Key]]]:
+    """Samples and their entries, as the caches write them."""
+    info = MediaInfo("video", 768, 512, 25.0, 49, 2.0, 0, 1.0, "h264", 1, "1")
+    samples, keys = [], {}
+    writer = EntryWriter("", Storing())
+    for number in range(CLIPS):
+        name = f"{number}.mp4"
+        plans = FramePlan(49, 25.0, 0.0), CropPlan(768, 512, 0, 0, 768, 512)
+        samples.append(Sample("clips", name, info, *plans, (f"caption {number}",), 1))
+        facts = {"kind": "latents", "number": number}, {"kind": "prompt", "number": number}
+        keys[name] = Key.of(folder, name, facts[0]), Key.of(folder, f"{number}.txt", facts[1])
+        writer.write(keys[name][0], facts[0], {"latents": torch.randn(LATENT_SHAPE).to(torch.bfloat16)})
+        embeds = torch.randn(TEXT_SHAPE).to(torch.bfloat16)
+        writer.write(keys[name][1], facts[1], {"embeds": embeds, "mask": torch.ones(TEXT_SHAPE[0], dtype=torch.bool)})
+    return samples, keys
+
+
+def measure(folder: Path, step_ms: float) -> Waiting:
+    """Two epochs to verify every entry and warm up, then as many steps as are counted."""
+    samples, keys = write_entries(folder)
+    reader = EntryReader([folder])
+    seen: set[Key] = set()
+    spent = 0.0
+
+    def read(key: Key) -> dict[str, Tensor]:
+        nonlocal spent
+        started = time.thread_time()
+        tensors = reader.read(key, verify=key not in seen)[0]
+        seen.add(key)
+        spent += time.thread_time() - started
+        return tensors
+
+    captions = {f"caption {sample.path.split('.')[0]}": keys[sample.path][1] for sample in samples}
+
+    def prompt(caption: str) -> tuple[Tensor, Tensor]:
+        found = read(captions[caption])
+        return found["embeds"], found["mask"]
+
+    stream = BatchStream(
+        samples, lambda sample: read(keys[sample.path][0])["latents"].float(), prompt, BatchRules(1, 1),
+        seed=1, caption_dropout=0.0, prefetch=10,
+    )  # fmt: skip
+    for _ in range(2 * CLIPS):
+        next(stream)
+        time.sleep(step_ms / 1e3)
+    waited, before, started = stream.waited_seconds, spent, time.perf_counter()
+    for _ in range(STEPS):
+        next(stream)
+        time.sleep(step_ms / 1e3)
+    seconds, waited, spent = time.perf_counter() - started, stream.waited_seconds - waited, spent - before
+    stream.close()
+    return Waiting(step_ms, 1e6 * waited / STEPS, waited / seconds, 1e3 * spent / STEPS)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="also write the file of this machine")
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    lines = ["| step | waited for a batch | share | processor time of a batch |", "|---|---|---|---|"]
+    for step_ms in (20.0, 50.0, 200.0):
+        rounds = []
+        for _ in range(given.rounds):
+            with tempfile.TemporaryDirectory() as scratch:
+                rounds.append(measure(Path(scratch), step_ms))
+        found = statistics.median_low(rounds_by_share := sorted(one.share for one in rounds))
+        one = next(round_ for round_ in rounds if round_.share == found)
+        lines.append(
+            f"| {step_ms:.0f} ms | {one.waited_us:.0f} µs ({1e2 * rounds_by_share[0]:.3f}-"
+            f"{1e2 * rounds_by_share[-1]:.3f} %) | {1e2 * one.share:.3f} % | {one.loader_ms:.2f} ms |"
+        )
+    print("\n".join(lines))
+    if given.write:
+        name = f"{platform.machine()}-{os.cpu_count()}core"
+        path = Path(__file__).with_name(f"feeding_{name}_{datetime.date.today():%Y%m}.md")
+        machine = f"torch {torch.__version__}, {platform.platform()}"
+        around = f"{machine}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+        head = ["# Waiting for batches", "", f"`python benchmarks/feeding.py`, {around}.", ""]
+        path.write_text("\n".join([*head, *lines]) + "\n")
+
+
+if __name__ == "__main__":
+    main()
