@@ -8,6 +8,7 @@ from dataclasses import replace
 from simpletuner.config.run_config import RunConfig
 from simpletuner.data.batches import BatchStream
 from simpletuner.events.types import Event, MemoryMeasured, Noticed
+from simpletuner.events.wording import told_size
 from simpletuner.models.cost import cost_source
 from simpletuner.recipes.fitting import machine_of
 from simpletuner.recipes.forecast import find_trained_part
@@ -21,6 +22,7 @@ from simpletuner.recipes.survey import Survey
 from simpletuner.runtime.host import Host
 from simpletuner.training.build import Trainable
 from simpletuner.training.companions import Companions
+from simpletuner.training.out_of_memory import DoesNotFitError
 from simpletuner.training.probe import probe_step
 from simpletuner.training.step import Objective
 
@@ -48,10 +50,15 @@ def probe_largest(
     budget = config.memory.memory_budget
     # A budget of one's own is held to; a whole card says itself when it is full.
     limit = forecast.limit_bytes - context_of(forecast) if budget and budget != AUTO else 0.0
-    found = probe_step(
-        trainable, objective, companions, batch, config, total_steps,
-        limit_bytes=limit, tell=lambda text: emit(Noticed("warning", text)),
-    )  # fmt: skip
+    try:
+        found = probe_step(
+            trainable, objective, companions, batch, config, total_steps,
+            limit_bytes=limit, tell=lambda text: emit(Noticed("warning", text)),
+        )  # fmt: skip
+    except DoesNotFitError as error:
+        problem, needed = error.problems[0], sum(forecast.phases.get("training", {}).values())
+        told = f"forecast were {told_size(needed)} of the {told_size(host.memory_bytes)} of {host.device_name}"
+        raise DoesNotFitError(f"{problem.what}; {told}", problem.rule, problem.fix) from error
     if trainable.dial is not None and found.turned:
         memory = config.memory.model_copy(update={"gradient_checkpointing_blocks": found.recomputed})
         forecast = forecast_of(replace(config, memory=memory), plan, host)
