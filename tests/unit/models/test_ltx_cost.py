@@ -124,7 +124,8 @@ CASES = [
     # Without adapters on keys and values plain products skip some of their gradients; fused kernels do not.
     ("lora", ("to_q", "net.0.proj", "net.2"), True, 0.03),
     ("lora", "all", False, 1e-9),
-    ("lora", "all", True, 1e-9),
+    # The recomputation ends with the last tensor that is needed: the adapter's last product is not among them.
+    ("lora", "all", True, 0.003),
     ("full", (), False, 1e-9),
     ("full", (), True, 1e-9),
 ]
