@@ -42,10 +42,11 @@ _METHODS: dict[Method, dict[str, Any]] = {
     },
 }
 _LYCORIS = {"algo": "lokr", "multiplier": 1.0, "linear_dim": 16, "linear_alpha": 1, "full_matrix": True, "factor": 8}
+# Lively colours, far from the ground's also where only their brightness is left.
 _PROMPTS = {
-    "circle-right": "A large red circle moves right across a teal background.",
+    "circle-right": "A large orange circle moves right across a teal background.",
     "triangle-up": "A large yellow triangle moves up across a brown background.",
-    "square-left": "A small blue square moves left across a grey background.",
+    "square-left": "A large green square moves left across a black background.",
 }
 _SUBJECT_PROMPTS = {
     "right": f"A large {SUBJECT} moves right across a teal background.",
@@ -69,7 +70,7 @@ class Demo:
     method: Method = "lora"
     style: str | None = "film"
     subject: bool = False
-    steps: int = 200
+    steps: int = 300
 
     @property
     def clips(self) -> dict[str, Any]:

@@ -24,9 +24,10 @@ from safetensors.torch import load_file
 
 from simpletuner.config.resolve import resolve_config
 from simpletuner.core.files import write_atomic, write_json_atomic
-from simpletuner.data.world import draw_single, write_world
+from simpletuner.data.world import draw_single, render_clip, write_world
 from simpletuner.data.world_judges import judge, saturation, subject_share
 from simpletuner.data.world_pictures import Scene
+from simpletuner.data.world_styles import apply_style
 from simpletuner.events.sinks.evaluations import read_evaluations
 from simpletuner.recipes.demo import (
     CLIPS,
@@ -106,16 +107,24 @@ def videos(run: Path, weights: Literal["base", "step"]) -> list[Video]:
     return [read_video(path)[0] for path in paths]
 
 
-def scenes_not_trained(count: int) -> list[Scene]:
-    """Scenes of one shape that moves straight, each with a caption of its own."""
-    drawn = (draw_single(random.Random(number)) for number in range(500, 900))
-    scenes = {scene.caption: scene for scene in drawn if scene.things[0].motion != "in a circle"}
-    return list(scenes.values())[:count]
+def scenes_not_trained(count: int, style: str) -> list[Scene]:
+    """Scenes of one shape that moves straight, each with a caption of its own, which the judge reads rightly in the
+    true clip of that style (red on teal is one grey on another)."""
+    found: dict[str, Scene] = {}
+    number = 500
+    while len(found) < count:
+        scene = draw_single(random.Random(number))
+        truth = apply_style(render_clip(scene, FRAMES, WIDTH, HEIGHT), style, number)
+        motion = scene.things[0].motion
+        if motion != "in a circle" and judge(truth).motion == motion:
+            found.setdefault(scene.caption, scene)
+        number += 1
+    return list(found.values())
 
 
 def look(bench: Bench, method: Literal["lora", "lycoris", "full"]) -> Found:
     """Old film: colour goes, motion stays."""
-    scenes, library = scenes_not_trained(PROMPTS), bench.folder / "prompts.json"
+    scenes, library = scenes_not_trained(PROMPTS, Demo.style), bench.folder / "prompts.json"
     bench.folder.mkdir(parents=True, exist_ok=True)
     write_json_atomic(library, {f"prompt-{number:02d}": scene.caption for number, scene in enumerate(scenes)})
     run = bench.train(f"look-{method}", Demo(method), user_prompt_library=str(library))

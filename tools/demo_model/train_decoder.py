@@ -37,7 +37,7 @@ from tools.demo_model.train_autoencoder import AVERAGED_EVERY, SEED, SHARED_EVER
 
 LEARNING_RATE, ADAM_LEARNING_RATE, WARM_UP = 6e-4, 3e-4, 50
 BATCH, CLIPS = 2, 600
-UNANNOUNCED = 0.08  # most further noise, as a share of the latents' deviation
+UNANNOUNCED = 0.03  # most further noise, as a share of the latents' deviation
 
 
 def main() -> None:
