@@ -53,8 +53,8 @@ HELD_OUT = 1_000_000  # clips from this number on are never trained on
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--small-steps", type=int, default=5000)
-    parser.add_argument("--whole-steps", type=int, default=3000)
+    parser.add_argument("--small-steps", type=int, default=1000)
+    parser.add_argument("--whole-steps", type=int, default=4600)
     parser.add_argument("--save-every", type=int, default=250)
     add_team_arguments(parser)
     arguments = parser.parse_args()
