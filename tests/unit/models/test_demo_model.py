@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from simpletuner.config.catalogs.previews import AUTO, FILE
 from simpletuner.config.sections.model import ModelSection
-from simpletuner.data.world import draw_single, render_clip
 from simpletuner.models.ltxvideo.family import FAMILY
-from simpletuner.models.ltxvideo.tiny_decoder import load_tiny_decoder
 from simpletuner.recipes.demo import MODEL
-from simpletuner.recipes.previews import choose_decoder
-from tools.demo_model.parts import pixels
 
 LIMIT_BYTES = 12_000_000
 # Runs where this project cannot be imported.
@@ -50,21 +44,6 @@ def test_it_is_complete_and_small() -> None:
         weights = load_file(path)
         assert all(value.isfinite().all() for value in weights.values())
         assert {value.dtype for value in weights.values()} == {torch.bfloat16}
-
-
-def test_its_preview_decoder_is_taken_and_shows_what_the_autoencoder_shows() -> None:
-    kind, file = choose_decoder(AUTO, str(MODEL))
-    assert kind == FILE
-    assert file is not None
-    source = FAMILY.resolve(ModelSection(pretrained_model_name_or_path=str(MODEL)))
-    autoencoder = FAMILY.load_autoencoder(source, torch.float32, torch.device("cpu"))
-    clip = pixels(render_clip(draw_single(random.Random(5)), 9, 64, 64))[None]
-    latents = autoencoder.encode(clip)
-    preview = load_tiny_decoder(file, torch.device("cpu"), latents.shape[1]).decode(latents)
-    assert preview.shape == clip.shape
-    # A blurred copy, far nearer to the clip than its mean colour is.
-    mean = clip.mean((2, 3, 4), keepdim=True)
-    assert (preview - clip).square().mean() < 0.5 * (mean - clip).square().mean()
 
 
 @pytest.mark.slow
