@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from simpletuner.config.adapter_rules import ADAPTER_RULES
+from simpletuner.config.attention_rules import ATTENTION_RULES
 from simpletuner.config.catalogs.families import FAMILIES
 from simpletuner.config.catalogs.optimizers import OPTIMIZERS
 from simpletuner.config.draft import Draft, Rule, note, warning
@@ -175,6 +176,7 @@ RULES: tuple[Rule, ...] = (
     *OPTIMIZER_RULES,
     *ADAPTER_RULES,
     *MEMORY_RULES,
+    *ATTENTION_RULES,
     *OBJECTIVE_RULES,
     *VALIDATION_RULES,
     Rule(("model_family", "model_type"), _model_named, "both must be named"),

@@ -25,6 +25,7 @@ from simpletuner.models.adapter_cost import is_named
 from simpletuner.models.cost import ModelCost, cost_source
 from simpletuner.recipes.forecast import CardForecast, Forecast, choose_cards, find_data_plan, forecast_run, own_card
 from simpletuner.recipes.forecast_rules import check_forecast, tell_choices
+from simpletuner.recipes.kernels import kernel_problems
 from simpletuner.recipes.memory_plan import MemoryPlan, budget_card, is_wanted, plan_memory
 from simpletuner.runtime.hub import HubProbe
 from simpletuner.runtime.machine import Machine, find_machine
@@ -46,6 +47,7 @@ ABOUT: Mapping[str, tuple[str, ...]] = {
         "at most 16 on Apple GPUs",
     ),
     "gradient_accumulation_steps": ("every bucket must give a full batch for each micro-batch of a step",),
+    "attention_mechanism": ("the kernel's package and a card it computes on must be there",),
     "report_to": ("the packages of the trackers must be installed",),
     "push_to_hub": ("needs a token of the Hub on this machine that may write to the repository",),
     "push_checkpoints_to_hub": ("needs a token of the Hub on this machine that may write to the repository",),
@@ -204,6 +206,13 @@ def _machine_rules(draft: Draft, machine: Machine) -> Iterator[Problem]:
                 draft.place(option),
                 Severity.WARNING,
             )
+    yield from kernel_problems(
+        draft.values["attention_mechanism"],
+        machine.card_name,
+        machine.capability,
+        draft.place("attention_mechanism"),
+        Severity.WARNING,
+    )
     batch = draft.values["train_batch_size"]
     if batch > LARGEST_APPLE_BATCH and machine.card_name.startswith("Apple"):
         yield Problem(

@@ -12,7 +12,7 @@ from simpletuner.caching.latents import LatentCache
 from simpletuner.caching.prompts import PromptCache
 from simpletuner.config.catalogs.precisions import is_quantized
 from simpletuner.config.run_config import RunConfig
-from simpletuner.core.errors import ExitCode, Severity
+from simpletuner.core.errors import ExitCode, Severity, UserError
 from simpletuner.core.files import ensure_writable, sweep
 from simpletuner.data.batches import BatchStream
 from simpletuner.data.contact_sheet import draw_contact_sheet
@@ -31,6 +31,7 @@ from simpletuner.recipes.first_frames import with_first_frames
 from simpletuner.recipes.fitting import fit_to_memory
 from simpletuner.recipes.further import open_further
 from simpletuner.recipes.hardware import watch_hardware
+from simpletuner.recipes.kernels import kernel_problems
 from simpletuner.recipes.loop import Outcome, run_session
 from simpletuner.recipes.objective import build_objective
 from simpletuner.recipes.plan import RunPlan, plan_run
@@ -120,6 +121,7 @@ def open_plan(config: RunConfig, host: Host, run: Run) -> tuple[RunConfig, RunPl
     """Plan the run, make it fit into memory, prove that the checkpoint fits it, and tell what was found."""
     for problem in config.notices:
         run.emit(Noticed("warning" if problem.severity is Severity.WARNING else "note", str(problem)))
+    refuse_kernels(config, host)
     with phase("init_data_backend", run.emit):
         plan = plan_run(config, run.emit)
     run.emit(RunStarted(run.name, str(run.folder), str(plan.checkpoint or "")))
@@ -133,6 +135,18 @@ def open_plan(config: RunConfig, host: Host, run: Run) -> tuple[RunConfig, RunPl
                 run.emit(Noticed("warning", f"'{path}' was damaged and is deleted (delete_invalid_checkpoints)"))
     tell_plan(config, plan, host, run.emit)
     return config, plan
+
+
+def refuse_kernels(config: RunConfig, host: Host) -> None:
+    """Prove that the attention kernel is there.
+
+    Raises:
+        UserError: If its package or a card it computes on is missing.
+    """
+    name = "" if host.device.type == "cpu" else host.device_name
+    mechanism = config.model.attention_mechanism
+    if found := list(kernel_problems(mechanism, name, host.capability, "attention_mechanism")):
+        raise UserError.of(found)
 
 
 def begin_session(

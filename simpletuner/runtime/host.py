@@ -25,6 +25,13 @@ class Host:
     memory_bytes: int
 
     @property
+    def capability(self) -> tuple[int, int]:
+        """CUDA compute capability; (0, 0) where there is none to compare."""
+        if self.device.type != "cuda" or torch.version.hip is not None:
+            return 0, 0
+        return torch.cuda.get_device_capability(self.device)
+
+    @property
     def pins_memory(self) -> bool:
         """Whether copies to the device profit from page-locked memory."""
         return self.device.type == "cuda"

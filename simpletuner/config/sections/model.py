@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from simpletuner.config.catalogs.attention import NO_SAGE_GRADIENT, REFUSED
 from simpletuner.config.option import Section, option
-
-KERNELS = (
-    "native", "native-math", "native-efficient", "native-flash", "cudnn", "xformers", "flash-attn", "flash-attn-2",
-    "flash-attn-3", "flash-attn-3-varlen", "flash-attn-hub", "flash-attn-2-hub", "flash-attn-3-hub",
-    "flash-attn-3-varlen-hub", "flash-attn-4-hub", "flex", "sla", "sageattention", "sageattention-int8-fp16-triton",
-    "sageattention-int8-fp16-cuda", "sageattention-int8-fp8-cuda", "metal-flash-attention",
-    "metal-flash-attention-int8", "metal-flash-attention-int4", "native-npu", "native-xla",
-)  # fmt: skip
 
 
 class ModelSection(Section):
@@ -84,22 +77,25 @@ class ModelSection(Section):
         "潜变量帧的时间位置：0.9.1 及以前为 `plain`，0.9.5 起为 `causal`；`auto` 跟随模型版本。",
         level="expert",
     )
-    attention_mechanism: Literal["diffusers"] = option(
+    attention_mechanism: str = option(
         "diffusers",
-        "Attention kernel; `diffusers` is PyTorch's own.",
-        "注意力内核；`diffusers` 即 PyTorch 自带实现。",
+        "Attention kernel; with `diffusers` PyTorch chooses. Those that take no mask are used within clips, not for "
+        "text; those without gradients (SageAttention) for validation only.",
+        "注意力内核；`diffusers` 由 PyTorch 选择。不支持掩码的内核只用于视频内部，不用于文本；"
+        "没有梯度的内核（SageAttention）仅用于验证。",
         guide=True,
-        planned_values={kernel: f"the attention kernel '{kernel}'" for kernel in KERNELS},
+        catalog="simpletuner.config.catalogs.attention:ATTENTION",
+        refused_values=REFUSED,
     )
     sageattention_usage: Literal["inference"] = option(
         "inference",
         "Where SageAttention is used; it has no gradient, so only inference makes sense.",
         "SageAttention 的使用位置；它没有梯度，因此只适用于推理。",
         level="expert",
-        planned_values=dict.fromkeys(("training", "training+inference"), "SageAttention"),
+        refused_values=dict.fromkeys(("training", "training+inference"), NO_SAGE_GRADIENT),
     )
     sla_config: Any = option(None, "Settings of the SLA kernel.", "SLA 内核的设置。", level="expert",
-                             planned="the attention kernel 'sla'")  # fmt: skip
+                             refused="the attention kernel 'sla' is not taken: it leaves most scores out")  # fmt: skip
     delete_model_after_load: bool = option(
         False, "Remove downloaded weights from the Hub cache once they are loaded.",
         "加载后从 Hub 缓存删除已下载的权重。",

@@ -44,6 +44,7 @@ class LTXSource:
         token_length: Text tokens per prompt.
         autoencoder, transformer, text: Files of the components.
         tokenizer: Folder of the tokenizer.
+        attention: How its blocks attend, a name of the catalog.
         notices: Sentences worth telling before step 1.
     """
 
@@ -54,6 +55,7 @@ class LTXSource:
     transformer: Component
     text: Component
     tokenizer: Path
+    attention: str = "diffusers"
     notices: tuple[str, ...] = ()
 
     @property
@@ -122,6 +124,7 @@ def resolve_source(settings: ModelSection) -> LTXSource:
         transformer,
         text,
         tokenizer,
+        attention=settings.attention_mechanism,
         notices=(note,) if note else (),
     )
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from simpletuner.core.catalog import did_you_mean
 from simpletuner.core.errors import UserError
+from simpletuner.models.ltxvideo.attention import choose_attention
 from simpletuner.models.ltxvideo.frame_times import accept_frame_times, last_layer_by_frame, tokens_of
 from simpletuner.models.ltxvideo.loading import build_in_pieces, build_module
 from simpletuner.models.ltxvideo.packing import pack, unpack
@@ -33,7 +34,7 @@ def load_transformer(source: LTXSource, dtype: torch.dtype, device: torch.device
     """
     transformer: nn.Module = build_module(LTXVideoTransformer3DModel, source.transformer, dtype, device)
     transformer.requires_grad_(False)
-    accept_frame_times(transformer)
+    _prepare_blocks(transformer, source)
     return transformer
 
 
@@ -45,8 +46,13 @@ def transformer_in_pieces(source: LTXSource) -> tuple[nn.Module, Iterator[tuple[
     """
     shell, tensors = build_in_pieces(LTXVideoTransformer3DModel, source.transformer)
     shell.requires_grad_(False)
-    accept_frame_times(shell)
+    _prepare_blocks(shell, source)
     return shell, tensors
+
+
+def _prepare_blocks(transformer: nn.Module, source: LTXSource) -> None:
+    accept_frame_times(transformer)
+    choose_attention(transformer, source.attention)
 
 
 def load_transformer_at(place: str, dtype: torch.dtype | None) -> nn.Module:

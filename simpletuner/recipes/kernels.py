@@ -1,0 +1,55 @@
+"""Whether this machine has what the attention kernel needs; told before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from simpletuner.config.catalogs.attention import ATTENTION
+from simpletuner.config.values import show
+from simpletuner.core.errors import Problem, Severity
+
+
+def kernel_problems(
+    mechanism: str, card_name: str, capability: tuple[int, int], where: str, severity: Severity = Severity.ERROR
+) -> Iterator[Problem]:
+    """What the kernel lacks here.
+
+    Args:
+        mechanism: The value of `attention_mechanism`; one that is unknown lacks nothing.
+        card_name: The card; empty for none, "Apple …" for Apple's.
+        capability: Its compute capability, (0, 0) where it has none.
+        where: Place of the option.
+        severity: Of a missing card: a run that is only checked may be meant for another machine.
+    """
+    if mechanism not in ATTENTION:
+        return
+    row, told = ATTENTION[mechanism], f"attention_mechanism = {show(mechanism)}"
+    if row.needs_card and (not card_name or card_name.startswith("Apple")):
+        here = card_name or "no GPU"
+        yield Problem(
+            f"{told}: this machine has {here}", "It computes on NVIDIA and AMD cards only", _plain(), where, severity
+        )
+        return
+    if (0, 0) < capability < row.capability:
+        yield Problem(
+            f"{told}: the {card_name} has compute capability {_dotted(capability)}",
+            f"It needs {_dotted(row.capability)} or higher",
+            _plain(),
+            where,
+            severity,
+        )
+    if not row.is_installed:
+        yield Problem(
+            f"{told}: the package '{row.package}' is not installed",
+            "It has to be built for this machine's torch and CUDA, so it is no extra of this package",
+            f"Install {row.install}, or set attention_mechanism to diffusers",
+            where,
+        )
+
+
+def _plain() -> str:
+    return "Set attention_mechanism to diffusers: PyTorch then chooses for the machine"
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))
