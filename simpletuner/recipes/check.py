@@ -25,7 +25,7 @@ from simpletuner.models.adapter_cost import is_named
 from simpletuner.models.cost import ModelCost, cost_source
 from simpletuner.recipes.forecast import CardForecast, Forecast, choose_cards, find_data_plan, forecast_run, own_card
 from simpletuner.recipes.forecast_rules import check_forecast, tell_choices
-from simpletuner.recipes.kernels import kernel_problems
+from simpletuner.recipes.kernels import compiler_problems, kernel_problems
 from simpletuner.recipes.memory_plan import MemoryPlan, budget_card, is_wanted, plan_memory
 from simpletuner.runtime.hub import HubProbe
 from simpletuner.runtime.machine import Machine, find_machine
@@ -48,6 +48,7 @@ ABOUT: Mapping[str, tuple[str, ...]] = {
     ),
     "gradient_accumulation_steps": ("every bucket must give a full batch for each micro-batch of a step",),
     "attention_mechanism": ("the kernel's package and a card it computes on must be there",),
+    "dynamo_backend": ("inductor needs a C++ compiler, and triton on NVIDIA cards",),
     "report_to": ("the packages of the trackers must be installed",),
     "push_to_hub": ("needs a token of the Hub on this machine that may write to the repository",),
     "push_checkpoints_to_hub": ("needs a token of the Hub on this machine that may write to the repository",),
@@ -213,6 +214,8 @@ def _machine_rules(draft: Draft, machine: Machine) -> Iterator[Problem]:
         draft.place("attention_mechanism"),
         Severity.WARNING,
     )
+    device = "mps" if machine.card_name.startswith("Apple") else "cuda" if machine.card_name else "cpu"
+    yield from compiler_problems(draft.values["dynamo_backend"], device, draft.place("dynamo_backend"))
     batch = draft.values["train_batch_size"]
     if batch > LARGEST_APPLE_BATCH and machine.card_name.startswith("Apple"):
         yield Problem(

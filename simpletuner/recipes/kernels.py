@@ -1,4 +1,4 @@
-"""Whether this machine has what the attention kernel needs; told before anything is loaded."""
+"""Whether this machine has what attention kernel and compiler need; told before anything is loaded."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from simpletuner.config.catalogs.attention import ATTENTION
 from simpletuner.config.values import show
 from simpletuner.core.errors import Problem, Severity
+from simpletuner.runtime.compiler import missing_compiler
 
 
 def kernel_problems(
@@ -43,6 +44,23 @@ def kernel_problems(
             f"{told}: the package '{row.package}' is not installed",
             "It has to be built for this machine's torch and CUDA, so it is no extra of this package",
             f"Install {row.install}, or set attention_mechanism to diffusers",
+            where,
+        )
+
+
+def compiler_problems(backend: str, device_type: str, where: str) -> Iterator[Problem]:
+    """What compiling blocks lacks here.
+
+    Args:
+        backend: The value of `dynamo_backend`.
+        device_type: "cpu", "cuda" or "mps".
+        where: Place of the option.
+    """
+    if backend == "inductor" and (lacking := missing_compiler(device_type)):
+        yield Problem(
+            f"dynamo_backend = inductor: {lacking}",
+            "torch.compile makes kernels for this machine with it",
+            "Install it, or set dynamo_backend to no",
             where,
         )
 

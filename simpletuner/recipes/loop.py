@@ -97,6 +97,7 @@ def train_on(session: Session, archive: Archive, evaluations: Evaluations, reque
 
     for done in _steps(session, stop, settles, archive):
         session.run.emit(done)
+        _tell_compilation(session)
         evaluations.note_step(done)
         try:
             archive.check()
@@ -171,6 +172,12 @@ def _validate(session: Session, archive: Archive, requests: Requests, *, is_last
             validate_trained(session, requests)
     else:
         validate_trained(session, requests)
+
+
+def _tell_compilation(session: Session) -> None:
+    compilation = session.trainable.compilation
+    if compilation is not None and (news := compilation.news()):
+        session.run.emit(Noticed("note", news))
 
 
 def _told_wait(session: Session, seconds: float) -> str:

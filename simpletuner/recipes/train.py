@@ -31,7 +31,7 @@ from simpletuner.recipes.first_frames import with_first_frames
 from simpletuner.recipes.fitting import fit_to_memory
 from simpletuner.recipes.further import open_further
 from simpletuner.recipes.hardware import watch_hardware
-from simpletuner.recipes.kernels import kernel_problems
+from simpletuner.recipes.kernels import compiler_problems, kernel_problems
 from simpletuner.recipes.loop import Outcome, run_session
 from simpletuner.recipes.objective import build_objective
 from simpletuner.recipes.plan import RunPlan, plan_run
@@ -138,14 +138,18 @@ def open_plan(config: RunConfig, host: Host, run: Run) -> tuple[RunConfig, RunPl
 
 
 def refuse_kernels(config: RunConfig, host: Host) -> None:
-    """Prove that the attention kernel is there.
+    """Prove that what computes is there.
 
     Raises:
-        UserError: If its package or a card it computes on is missing.
+        UserError: If the attention kernel's package or card, or a compiler, is missing.
     """
     name = "" if host.device.type == "cpu" else host.device_name
-    mechanism = config.model.attention_mechanism
-    if found := list(kernel_problems(mechanism, name, host.capability, "attention_mechanism")):
+    model = config.model
+    found = [
+        *kernel_problems(model.attention_mechanism, name, host.capability, "attention_mechanism"),
+        *compiler_problems(model.dynamo_backend, host.device.type, "dynamo_backend"),
+    ]
+    if found:
         raise UserError.of(found)
 
 

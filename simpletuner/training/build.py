@@ -30,6 +30,7 @@ from simpletuner.models.family import ModelFamily, Source
 from simpletuner.models.precision.quantize import fill_quantized, layers_to_quantize
 from simpletuner.runtime.activation_offload import ActivationOffload
 from simpletuner.runtime.streaming import BlockStreamer
+from simpletuner.training.compilation import Compilation, compile_blocks
 from simpletuner.training.offload import clear_scratch, scratch_folder, stream_blocks
 from simpletuner.training.recompute import RecomputeDial
 
@@ -83,6 +84,7 @@ class Trainable:
         dial: How many blocks compute their activations again; None where nothing is trained.
         streamer: Brings blocks to the device that do not stay there; None when all stay.
         scratch: Where their weights lie on disk, if they do.
+        compilation: What compiles its blocks; None where they are not compiled.
     """
 
     transformer: nn.Module
@@ -97,6 +99,7 @@ class Trainable:
     dial: RecomputeDial | None = None
     streamer: BlockStreamer | None = None
     scratch: Path | None = None
+    compilation: Compilation | None = None
 
     @property
     def trained_count(self) -> int:
@@ -137,6 +140,8 @@ class Trainable:
 
     def close(self) -> None:
         """Stop streaming and remove what was put on disk for it; the model is of no use afterwards."""
+        if self.compilation is not None:
+            self.compilation.close()
         if self.streamer is not None:
             self.streamer.close()
             clear_scratch(self.scratch)
@@ -181,6 +186,7 @@ def build_trainable(
         offload=ActivationOffload(device) if config.memory.gradient_checkpointing_offload_attention else None,
     )
     transformer.train()
+    compilation = compile_blocks(blocks, config.model)
     streamer = None
     if config.memory.streams_blocks:
         streamer = stream_blocks(transformer, family.block_list, attached, config.memory, device, scratch)
@@ -201,6 +207,7 @@ def build_trainable(
         dial=dial,
         streamer=streamer,
         scratch=scratch_folder(config.memory, scratch),
+        compilation=compilation,
     )
 
 

@@ -7,7 +7,6 @@ from typing import Any, Literal
 from simpletuner.config.option import Section, option
 
 SEVERAL = "training with several processes"
-COMPILE = "compilation of the transformer"
 DEEPSPEED = "DeepSpeed"
 SHARDED = "sharded training (FSDP)"
 
@@ -34,18 +33,6 @@ class LaunchSection(Section):
                                                level="expert", planned=SEVERAL)  # fmt: skip
     accelerate_visible_devices: Any = option(None, "GPUs to use.", "要使用的 GPU。", level="expert",
                                              planned="choosing GPUs by option (set CUDA_VISIBLE_DEVICES)")  # fmt: skip
-    dynamo_backend: Literal["no"] = option(
-        "no", "Backend of torch.compile.", "torch.compile 的后端。", level="advanced",
-        planned_values=dict.fromkeys(("inductor", "eager", "aot_eager", "cudagraphs", "tensorrt", "openxla"), COMPILE),
-    )  # fmt: skip
-    dynamo_mode: str | None = option(None, "Mode of torch.compile.", "torch.compile 的模式。", level="expert",
-                                     planned=COMPILE, neutral=("default",))  # fmt: skip
-    dynamo_fullgraph: bool = option(False, "Compile without graph breaks.", "不允许图中断。", level="expert",
-                                    planned=COMPILE)  # fmt: skip
-    dynamo_dynamic: bool = option(False, "Compile for changing shapes.", "为变化的形状编译。", level="expert",
-                                  planned=COMPILE)  # fmt: skip
-    dynamo_use_regional_compilation: bool = option(False, "Compile one block and reuse it.", "编译一个块并重复使用。",
-                                                   level="expert", planned=COMPILE)  # fmt: skip
     deepspeed_config: Any = option(
         None, "DeepSpeed's settings.", "DeepSpeed 的设置。", level="expert", planned=DEEPSPEED
     )

@@ -96,6 +96,39 @@ class ModelSection(Section):
     )
     sla_config: Any = option(None, "Settings of the SLA kernel.", "SLA 内核的设置。", level="expert",
                              refused="the attention kernel 'sla' is not taken: it leaves most scores out")  # fmt: skip
+    dynamo_backend: Literal["no", "inductor", "aot_eager", "eager"] = option(
+        "no",
+        "Compile the blocks of the transformer by torch.compile with this backend (`inductor` is the fast one); videos "
+        "and evaluation are computed as without it.",
+        "用此后端通过 torch.compile 编译 Transformer 各模块（`inductor` 最快）；视频与评估仍按未编译方式计算。",
+        level="advanced",
+        refused_values={
+            "cudagraphs": "graphs of the card come with dynamo_mode; use inductor with dynamo_mode reduce-overhead",
+            "tensorrt": "it is for sampling, no gradient passes; use inductor",
+            "openxla": "it is for devices that are not trained on here; use inductor",
+        },
+    )
+    dynamo_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = option(
+        None,
+        "Mode of inductor: `max-autotune-no-cudagraphs` searches for faster kernels at a longer first step; "
+        "`reduce-overhead` and `max-autotune` also record graphs of the card.",
+        "inductor 的模式：`max-autotune-no-cudagraphs` 以更长的首步换取更快的内核；"
+        "`reduce-overhead` 与 `max-autotune` 还会录制显卡计算图。",
+        level="expert",
+    )
+    dynamo_fullgraph: bool = option(
+        False, "Stop where a block cannot be compiled as one piece.", "某个模块无法整体编译时停止。", level="expert"
+    )
+    dynamo_dynamic: bool = option(
+        False,
+        "One graph for clips of all sizes, slower than one for each size; with many buckets it saves warm-up.",
+        "各种尺寸的视频共用一个计算图，比每种尺寸各一个慢；分桶很多时可节省预热时间。",
+        level="expert",
+    )
+    dynamo_use_regional_compilation: bool = option(
+        False, "Compile one block and reuse it.", "编译一个块并重复使用。", level="expert",
+        accepted_note="blocks are always compiled one by one",
+    )  # fmt: skip
     delete_model_after_load: bool = option(
         False, "Remove downloaded weights from the Hub cache once they are loaded.",
         "加载后从 Hub 缓存删除已下载的权重。",

@@ -16,6 +16,9 @@ from typing import Any
 from diffusers.models.transformers.transformer_ltx import LTXVideoTransformerBlock
 from torch import Tensor, nn
 
+# By its own name: the compiler does not follow calls through this class.
+_plain_forward = LTXVideoTransformerBlock.forward
+
 
 def accept_frame_times(transformer: nn.Module) -> None:
     """Let the blocks of an LTX-Video transformer take a time embedding [B, F, 6 D] beside [B, 1, 6 D] and [B, S, 6 D].
@@ -38,7 +41,7 @@ def _forward(
     """A block's own computation, with `temb` [B, F, 6 D] for tokens [B, S, D] of which S / F belong to each frame."""
     frames = temb.size(1)
     if frames in (1, hidden_states.size(1)):
-        plain: Tensor = LTXVideoTransformerBlock.forward(
+        plain: Tensor = _plain_forward(
             block, hidden_states, encoder_hidden_states, temb, image_rotary_emb, encoder_attention_mask
         )
         return plain

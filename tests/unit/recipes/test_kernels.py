@@ -11,7 +11,7 @@ import pytest
 from simpletuner.config.catalogs.attention import ATTENTION, REFUSED
 from simpletuner.config.resolve import examine
 from simpletuner.core.errors import Severity
-from simpletuner.recipes.kernels import kernel_problems
+from simpletuner.recipes.kernels import compiler_problems, kernel_problems
 
 
 @pytest.mark.parametrize(
@@ -50,11 +50,22 @@ def findings(folder: Path, **options: Any) -> list[str]:
         ({"attention_mechanism": "sageattention"}, "NOTE", "training attends by PyTorch's own choice"),
         ({"sageattention_usage": "training"}, "ERROR", "no gradient passes through SageAttention"),
         ({"attention_mechanism": "flash-attn-hub"}, "ERROR", "Use flash-attn or flash-attn-3"),
+        ({"dynamo_backend": "inductor", "base_model_precision": "nf4-bnb"}, "ERROR", "cannot be compiled"),
+        ({"dynamo_backend": "inductor", "dynamo_mode": "reduce-overhead"}, "ERROR", "would overwrite"),
+        ({"dynamo_backend": "cudagraphs"}, "ERROR", "Use inductor with dynamo_mode reduce-overhead"),
+        ({"dynamo_mode": "default"}, "NOTE", "dynamo_mode without dynamo_backend has no effect"),
         ({"attention_mechanism": "flash-atn"}, "ERROR", "Did you mean 'flash-attn'?"),
     ],
 )
 def test_rules(options: dict[str, Any], severity: str, part: str, tmp_path: Path) -> None:
     assert [text.split()[0] for text in findings(tmp_path, **options) if part in text] == [severity]
+
+
+def test_a_missing_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(compiler_problems("eager", "mps", "x")) == []
+    monkeypatch.setenv("PATH", "")
+    found = [str(problem) for problem in compiler_problems("inductor", "cpu", "x")]
+    assert "there is no C++ compiler (g++ or clang++)" in found[0]
 
 
 def test_every_refused_kernel_says_what_to_use_instead() -> None:
