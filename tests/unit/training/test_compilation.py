@@ -21,7 +21,11 @@ from simpletuner.config.sections.schedule import ScheduleSection
 from simpletuner.models.ltxvideo.family import FAMILY
 from simpletuner.training.build import Trainable, build_trainable
 
-pytestmark = pytest.mark.slow  # the compiler alone takes seconds
+pytestmark = [
+    pytest.mark.slow,  # the compiler alone takes seconds
+    # The tracer looks at the gradient of every tensor it is given.
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),
+]
 
 LOKR = LycorisFile(algo="lokr", multiplier=1.0, linear_alpha=1, full_matrix=True, factor=4)
 STREAMED = {"enable_group_offload": True}
