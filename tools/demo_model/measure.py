@@ -43,6 +43,10 @@ def main() -> None:
     videos = [studio.generate(scene.caption, seed) for seed, scene in enumerate(scenes)]
     for line in told(scenes, videos):
         print(line)
+    through = [studio.through_autoencoder(scene) for scene in scenes]
+    shapes = rights(scenes, through)["shape"]
+    print(f"true clips through the autoencoder alone: shape right in {shapes} of {len(scenes)}, "
+          f"flicker {np.mean([flicker(video) for video in through]):.3f}")  # fmt: skip
     if arguments.picture:
         write_sheet(arguments.picture, videos[:16])
 
@@ -76,6 +80,12 @@ class Studio:
             embeds[0], mask[0], embeds[1], mask[1], WIDTH, HEIGHT, FRAMES, RATE, guidance, STEPS, seed
         )
         return generate(self.transformer, self.source, self.autoencoder, request)
+
+    def through_autoencoder(self, scene: Scene) -> np.ndarray:
+        """The true clip of a scene, encoded and decoded: frames uint8 [F, H, W, 3]."""
+        clip = pixels(render_clip(scene, FRAMES, WIDTH, HEIGHT))[None]
+        decoded = self.autoencoder.decode(self.autoencoder.encode(clip))[0]
+        return ((decoded + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).numpy()
 
     def psnr(self, clips: int) -> float:
         """Mean PSNR in dB of held-out clips through the autoencoder."""
