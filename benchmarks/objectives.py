@@ -5,7 +5,7 @@
 
 A rank-16 LoRA in bfloat16 on a frozen LTX-Video transformer with random weights: batch 2, 256x192 pixels and 49 frames
 (336 tokens), 128 text tokens, one thread. "CREPA, cached" reads the teacher's features with the batch, "CREPA, live"
-decodes the clip and asks the vision encoder at every step; the autoencoder is that of the demo's checkpoint and the
+decodes the clip and asks the vision encoder at every step; the autoencoder is a miniature and the
 encoder a DINOv2 as thin as the model. A roll-out is drawn for every sample, with offsets up to the one that is named.
 Rounds of all alternate in one process; seconds are CPU seconds of all threads. Peak memory is that of one child process
 each, and what it has beside the plain run's tells what must lie in memory.
