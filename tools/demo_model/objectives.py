@@ -26,9 +26,10 @@ from simpletuner.data.world_judges import flicker, judge, shape_mask
 from simpletuner.data.world_pictures import Scene
 from simpletuner.recipes.demo import FRAMES, HEIGHT, MODEL, WIDTH, Demo
 from simpletuner.validation.video_file import read_video
-from tools.demo_model.learning import NO_VIDEOS, Bench, Video, scenes_not_trained
+from tools.demo_model.learning import NO_VIDEOS, Bench, Video
+from tools.demo_model.measure import held_out_scenes
 
-PROMPTS, MANY, FEW = 8, 20, 4
+STEPS, PROMPTS, MANY, FEW = 150, 8, 20, 4
 TEACHING = {"crepa_enabled": True, "crepa_block_index": 1, "crepa_teacher_block_index": 3}
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -81,7 +82,12 @@ def measure(bench: Bench, kind: str, seed: int, scenes: Sequence[Scene], library
     """One run and its videos."""
     name = f"{kind.replace(',', '').replace(' ', '-')}-{seed}"
     run = bench.train(
-        name, Demo(style=None), seed=seed, pretrained_model_name_or_path=str(model), **NO_VIDEOS, **KINDS[kind]
+        name,
+        Demo(style=None, steps=STEPS),
+        seed=seed,
+        pretrained_model_name_or_path=str(model),
+        **NO_VIDEOS,
+        **KINDS[kind],
     )
     many, few = (generate(run, library, steps) for steps in (MANY, FEW))
     apart = [np.abs(a.astype(float) - b.astype(float)).mean() for a, b in zip(many, few, strict=True)]
@@ -116,7 +122,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="file for the table in Markdown")
     arguments = parser.parse_args()
     logging.disable(logging.INFO)
-    bench, scenes = Bench(arguments.folder), scenes_not_trained(PROMPTS)
+    bench, scenes = Bench(arguments.folder), held_out_scenes(PROMPTS)
     library = bench.folder / "prompts.json"
     bench.folder.mkdir(parents=True, exist_ok=True)
     write_json_atomic(library, {f"prompt-{number:02d}": scene.caption for number, scene in enumerate(scenes)})
