@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -20,6 +21,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and "miniature" in item.fixturenames:
             item.add_marker("needs_torch")
+
+
+def pytest_collection_finish() -> None:
+    """The thousands of collected tests live to the end; a collection of garbage need not look at them again.
+
+    Every run in a test collects some times (models must be gone before the next is loaded), at a third of a second each.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

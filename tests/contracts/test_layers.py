@@ -227,9 +227,15 @@ def filled_folders(modules: Mapping[str, Module]) -> list[str]:
 RULES = (arrows_up, side_doors, cycles, keepers_passed, too_heavy, filled_folders)
 
 
+@pytest.fixture(scope="module")
+def modules() -> Iterator[dict[str, Module]]:
+    """The package, read once; syntax trees are large and would slow every later collection of garbage."""
+    yield read_package()
+    imported_names.cache_clear()
+
+
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_package_keeps(rule) -> None:
-    modules = read_package()
+def test_package_keeps(modules: dict[str, Module], rule) -> None:
     assert len(modules) > 30, "the package was not found"
     problems = rule(modules)
     assert not problems, "\n" + "\n".join(problems)
