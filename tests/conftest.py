@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """The thousands of collected tests live to the end; a collection of garbage need not look at them again.
 
-    Every run in a test collects some times (models must be gone before the next is loaded), at a third of a second each.
+    Every run in a test collects some times: models must be gone before the next is loaded.
     """
     gc.collect()
     gc.freeze()
