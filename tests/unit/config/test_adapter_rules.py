@@ -50,7 +50,7 @@ def told(texts: list[str], part: str) -> list[str]:
         ({"init_lora_ema": "missing.safetensors"}, "without use_ema", Severity.ERROR),
         ({"init_lora": "missing.safetensors", "init_lora_step": 10}, "nothing would be left to train", Severity.ERROR),
         ({"validation_adapter_path": "missing.safetensors"}, "there is no such file", Severity.ERROR),
-        ({"validation_adapter_config": [{"path": "x", "strenght": 1}]}, "unknown key 'strenght'", Severity.ERROR),
+        ({"validation_adapter_config": [{"path": "x", "strong": 1}]}, "unknown key 'strong'", Severity.ERROR),
         ({"validation_adapter_config": [{"path": "config.json", "strength": 0}]}, "strength 0", Severity.ERROR),
         ({"validation_method": "external-script"}, "without validation_external_script", Severity.ERROR),
         ({"peft_lora_target_modules": "missing.json"}, "there is no such file", Severity.ERROR),
