@@ -12,6 +12,7 @@ from simpletuner.events.phases import phase
 from simpletuner.events.types import Noticed, StageFinished, StageStarted, StepFinished, StepSkipped, TrainingBegan
 from simpletuner.recipes.calendar import Calendar
 from simpletuner.recipes.evaluating import Evaluations
+from simpletuner.recipes.pace import Pace
 from simpletuner.recipes.recovery import Recovery, too_many_skipped
 from simpletuner.recipes.run_length import rhythms_of
 from simpletuner.recipes.saving import Archive, export, open_archive
@@ -51,13 +52,14 @@ def run_session(session: Session, requests: Requests) -> Outcome:
     requests.patient = True
     run.emit(training_began(session))
     run.emit(StageStarted("train", "Training", state.total_steps, "steps", state.step))
-    recovery = Recovery(session)
+    recovery, pace = Recovery(session), Pace(session)
     with open_archive(session, requests) as archive:
-        while reason := train_on(session, archive, evaluations, requests):
+        while reason := train_on(session, archive, evaluations, requests, pace):
             recovery.go_back(reason)
             evaluations.look_back()
         seconds = time.monotonic() - started
-        run.emit(StageFinished("train", state.step, seconds, _told_wait(session, seconds)))
+        told = [text for text in (pace.summary(), _told_wait(session, seconds)) if text]
+        run.emit(StageFinished("train", state.step, seconds, "; ".join(told)))
         if archive.last_step != state.step:
             archive.save()
     requests.patient = False
@@ -78,7 +80,7 @@ def training_began(session: Session) -> TrainingBegan:
     )
 
 
-def train_on(session: Session, archive: Archive, evaluations: Evaluations, requests: Requests) -> str:
+def train_on(session: Session, archive: Archive, evaluations: Evaluations, requests: Requests, pace: Pace) -> str:
     """Train to the end of the run, until somebody asks to stop, or until patience with the evaluation loss ends.
 
     Returns:
@@ -105,6 +107,7 @@ def train_on(session: Session, archive: Archive, evaluations: Evaluations, reque
                 if _is_lost(session, done):
                     return f"step {done.step}: {done.reason}"
             else:
+                pace.note(done)
                 for notice in watch.take(done):
                     session.run.emit(notice)
             if session.state.step == done.step:
