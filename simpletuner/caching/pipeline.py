@@ -107,13 +107,17 @@ class Pipeline(Generic[Item, Raw, Made]):
                 heads = self._awaited()
                 if heads:
                     wait(heads, return_when=FIRST_COMPLETED)
-                elif self._spent:
+                elif self._spent and not self._is_busy():
                     return
         finally:
             # Nobody waits for what nobody will use; but what is being written is finished.
             decoders.shutdown(wait=False, cancel_futures=True)
             lanes.shutdown(wait=False, cancel_futures=True)
             writers.shutdown(wait=True, cancel_futures=True)
+
+    def _is_busy(self) -> bool:
+        """Whether anything is under way; what waits to be written counts even while nothing is being written."""
+        return bool(self._decoding or self._group or self._encoding or self._to_write or self._writing or self._results)
 
     def _awaited(self) -> list[Future[Any]]:
         """The oldest piece of work of each stage whose end lets something go on."""

@@ -52,6 +52,21 @@ def test_each_item_is_kept_or_refused_once_and_in_order() -> None:
     assert sorted(shop.written) == [item for item in range(20) if item not in (4, 13)]
 
 
+class SlowToLook(Pipeline[int, int, int]):
+    """Looks for what is written only when all that was begun is done."""
+
+    def _take_written(self) -> None:
+        time.sleep(0.005)
+        super()._take_written()
+
+
+def test_what_waits_to_be_written_is_not_forgotten_when_writing_is_quick() -> None:
+    shop = Workshop()
+    stages = Stages(shop.decode, shop.encode, shop.write, lambda item: 0, lambda item: 1)
+    results = list(SlowToLook(stages, Limits(20, 3, 1, 1 << 20)).run(iter(range(20))))
+    assert sorted(item for item, _ in results) == list(range(20))
+
+
 def test_neighbours_of_one_group_are_encoded_together() -> None:
     shop = Workshop()
     list(Pipeline(shop.stages(), Limits(2, 3, 1, 1 << 20)).run(iter(range(12))))
