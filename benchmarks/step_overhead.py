@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +40,7 @@ LATENT_SHAPE = (128, 7, 6, 8)  # 49 frames of 256x192 pixels: 336 tokens
 TEXT_TOKENS, TEXT_WIDTH, LORA_RANK, FRAME_RATE = 128, 64, 16, 25.0
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 LEARNING_RATE, MAX_GRAD_NORM = 1e-4, 1.0
+TOTAL_STEPS = 10**9  # never reached
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,12 @@ def begin_bare(checkpoint: Path) -> Loop:
 
 def begin_ours(checkpoint: Path) -> Loop:
     """The trainer's own loop over the trainer's own parts; returns "do n steps"."""
+    state, flow, _ = build_run(checkpoint)
+    return steps_of(state, flow)
+
+
+def build_run(checkpoint: Path, read_features: Callable[[Any], torch.Tensor] | None = None) -> tuple[Any, Any, Any]:
+    """State, plain objective and checkpoint of a run of the trainer's; `read_features` as `BatchStream` takes it."""
     from simpletuner.config.sections.flow import FlowSection
     from simpletuner.config.sections.model import ModelSection
     from simpletuner.data.batch_rules import BatchRules
@@ -142,7 +149,6 @@ def begin_ours(checkpoint: Path) -> Loop:
     from simpletuner.models.ltxvideo.family import FAMILY
     from simpletuner.objectives.flow_matching import FlowMatching
     from simpletuner.training.build import build_trainable
-    from simpletuner.training.fit import fit
     from simpletuner.training.state import TrainState
 
     config = choose_settings()
@@ -156,10 +162,18 @@ def begin_ours(checkpoint: Path) -> Loop:
         BatchRules(BATCH_SIZE),
         seed=0,
         caption_dropout=0.1,
+        read_features=read_features,
     )
     trainable = build_trainable(FAMILY, source, config, torch.device("cpu"))
-    state = TrainState.begin(trainable, stream, config, 10**9)
-    events: Iterator[Any] = fit(state, FlowMatching(FAMILY, source, FlowSection(), 0), stop=lambda: False)
+    state = TrainState.begin(trainable, stream, config, TOTAL_STEPS)
+    return state, FlowMatching(FAMILY, source, FlowSection(), 0), source
+
+
+def steps_of(state: Any, objective: Any) -> Loop:
+    """The trainer's loop; returns "do n steps"."""
+    from simpletuner.training.fit import fit
+
+    events: Iterator[Any] = fit(state, objective, stop=lambda: False)
 
     def run(steps: int) -> None:
         for _ in range(steps):
@@ -204,13 +218,12 @@ def plan_samples() -> list[Any]:
 SIDES: dict[str, Callable[[Path], Loop]] = {"bare": begin_bare, "ours": begin_ours}
 
 
-def time_steps(checkpoint: Path, size: Size) -> dict[str, list[float]]:
-    """CPU seconds per step of each side, one value per round; the first round warms up and is dropped."""
-    loops = {name: begin(checkpoint) for name, begin in SIDES.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in SIDES}
+def time_steps(loops: Mapping[str, Loop], size: Size) -> dict[str, list[float]]:
+    """CPU seconds per step of each loop, one value per round; the first round warms up and is dropped."""
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
     gc.collect()
     for number in range(size.rounds + 1):
-        for name in sorted(loops, reverse=number % 2 == 1):
+        for name in reversed(loops) if number % 2 else loops:
             started = time.process_time()
             loops[name](size.steps)
             if number > 0:
@@ -218,16 +231,16 @@ def time_steps(checkpoint: Path, size: Size) -> dict[str, list[float]]:
     return seconds
 
 
-def measure_memory(checkpoint: Path, side: str) -> float:
-    """Peak resident megabytes of a fresh process that does a few steps of one side."""
-    command = [sys.executable, __file__, "--child", side, "--checkpoint", str(checkpoint)]
+def measure_memory(script: str, *words: str) -> float:
+    """Peak resident megabytes of a fresh process, whose last act is `report_peak`."""
+    command = [sys.executable, script, *words]
     output = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ}).stdout
     return float(json.loads(output.splitlines()[-1])["peak_mb"])
 
 
-def run_child(side: str, checkpoint: Path) -> None:
-    """What a child process does: three steps, then report its peak."""
-    SIDES[side](checkpoint)(3)
+def report_peak(loop: Loop) -> None:
+    """What a child process does: three steps, then print its peak."""
+    loop(3)
     unit = 1 if sys.platform == "darwin" else 1024  # the system counts bytes there, kilobytes elsewhere
     print(json.dumps({"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6}))
 
@@ -237,17 +250,11 @@ def describe_machine() -> str:
     import diffusers
     import peft
 
-    model = platform.processor() or platform.machine()
-    cpu = Path("/proc/cpuinfo")
-    if cpu.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")
-        ]
-        model = names[0] if names else model
+    from simpletuner.runtime.hardware import cpu_name
+
     versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}, peft {peft.__version__}"
-    return (
-        f"{model}, 1 thread, {torch.backends.cpu.get_cpu_capability()}, Python {platform.python_version()}, {versions}"
-    )
+    kernels = torch.backends.cpu.get_cpu_capability()
+    return f"{cpu_name()}, 1 thread, {kernels}, Python {platform.python_version()}, {versions}"
 
 
 def measure(names: list[str]) -> str:
@@ -262,8 +269,9 @@ def measure(names: list[str]) -> str:
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = write_checkpoint(Path(folder) / name, size)
             count = count_parameters(checkpoint)
-            memory = {side: measure_memory(checkpoint, side) for side in SIDES}
-            seconds = time_steps(checkpoint, size)
+            words = ("--checkpoint", str(checkpoint), "--child")
+            memory = {side: measure_memory(__file__, *words, side) for side in SIDES}
+            seconds = time_steps({name: begin(checkpoint) for name, begin in SIDES.items()}, size)
         ratio = statistics.median(o / b for o, b in zip(seconds["ours"], seconds["bare"], strict=True))
         bare, ours = (statistics.median(seconds[side]) for side in ("bare", "ours"))
         rows.append(
@@ -285,26 +293,36 @@ def count_parameters(checkpoint: Path) -> int:
     return total
 
 
-def main() -> None:
-    """Measure and print; see the top of the file."""
-    parser = argparse.ArgumentParser(description="Cost of a training step beside a bare loop.")
-    parser.add_argument("--size", choices=SIZES, action="append", help="only this model (default: all)")
+def parse_words(what: str, sizes: Iterable[str], kinds: Iterable[str], *folders: str) -> argparse.Namespace:
+    """The command line of a benchmark of steps; `kinds` and `folders` are for its child processes."""
+    parser = argparse.ArgumentParser(description=what)
+    parser.add_argument("--size", choices=list(sizes), action="append", help="only this model (default: all)")
     parser.add_argument("--write", action="store_true", help="also write the result file")
     parser.add_argument("--machine", default=platform.machine(), help="machine part of the result file's name")
-    parser.add_argument("--child", choices=SIDES, help=argparse.SUPPRESS)
-    parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    if arguments.child:
-        run_child(arguments.child, arguments.checkpoint)
-        return
-    table = measure(arguments.size or list(SIZES))
+    parser.add_argument("--child", choices=list(kinds), help=argparse.SUPPRESS)
+    for folder in folders:
+        parser.add_argument(f"--{folder}", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def tell(table: str, script: str, title: str, doc: str | None, arguments: argparse.Namespace) -> None:
+    """Print a table, and write it beside its script where that is asked for."""
     print(f"{describe_machine()}\n\n{table}")
     if arguments.write:
         month = f"{datetime.date.today():%Y%m}"
-        path = Path(__file__).with_name(f"step_overhead_{arguments.machine}_{month}.md")
-        path.write_text(f"# Step overhead\n\n{__doc__}\n\n{describe_machine()}\n\n{table}\n", encoding="utf-8")
+        path = Path(script).with_name(f"{Path(script).stem}_{arguments.machine}_{month}.md")
+        path.write_text(f"# {title}\n\n{doc}\n\n{describe_machine()}\n\n{table}\n", encoding="utf-8")
         print(f"\nwritten to {path}")
+
+
+def main() -> None:
+    """Measure and print; see the top of the file."""
+    arguments = parse_words("Cost of a training step beside a bare loop.", SIZES, SIDES, "checkpoint")
+    torch.set_num_threads(1)
+    if arguments.child:
+        report_peak(SIDES[arguments.child](arguments.checkpoint))
+        return
+    tell(measure(arguments.size or list(SIZES)), __file__, "Step overhead", __doc__, arguments)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import torch
 
 from simpletuner.events.types import StepFinished
-from simpletuner.models.cost import TrainedPart, cost_source
+from simpletuner.models.cost import cost_source
 from simpletuner.recipes.forecast import find_trained_part
 from simpletuner.recipes.session import Session
 from simpletuner.runtime.matrix_rate import matrix_rate
@@ -26,7 +27,7 @@ class Pace:
         self._cost = cost_source(str(session.config.model.model_family)).find(session.config.model)
         # What is computed again for want of memory is no useful work.
         found = find_trained_part(session.config, self._cost)
-        self._trained = TrainedPart(**{**vars(found), "checkpointing": 0.0})
+        self._trained = replace(found, checkpointing=0.0)
         self._flops: dict[int, float] = {}
         self._seen = self._steps = self._clips = self._tokens = 0
         self._seconds = self._useful = 0.0

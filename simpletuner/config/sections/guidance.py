@@ -138,7 +138,7 @@ class CrepaSection(Section):
     @property
     def feature_source(self) -> FeatureSource:
         """Where the features come from, old spellings included."""
-        return feature_source_of(self.model_dump())
+        return feature_source_of(vars(self))
 
     @property
     def needs_encoder(self) -> bool:
