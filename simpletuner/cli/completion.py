@@ -19,7 +19,7 @@ INSTALL = {
     "fish": "simpletuner completion fish | source",
 }
 # Words that may follow a command; those which take overrides get the options besides.
-OVERRIDDEN = ("train", "check", "plan", "data", "cache")
+OVERRIDDEN = ("train", "check", "plan", "data", "cache", "profile")
 FOLLOWING = {
     "cache": ("build", "status", "verify", "prune"),
     "data": ("inspect", "lint"),
@@ -30,6 +30,7 @@ FOLLOWING = {
     "miniature": ("--release",),
     "options": ("--all", "--schema"),
     "plan": ("--card",),
+    "profile": ("--steps", "--json"),
     "runs": ("--json",),
     "train": ("--dry-run",),
 }

@@ -34,6 +34,7 @@ COMMANDS: Mapping[str, Command] = {
     "cache": Command("cache", "build, count, verify or prune the encoded clips and captions"),
     "generate": Command("generate", "make videos from prompts, with the adapters of a run or any others"),
     "evaluate": Command("evaluate", "measure weights by their loss on clips that are never trained"),
+    "profile": Command("profile", "tell where the time of a training step goes, with a trace file"),
     "report": Command("report", "write the pages that show a run: curves, videos, where the time went"),
     "export": Command("export", "write an adapter in another program's layout, or merge it into a base model"),
     "runs": Command("runs", "list runs: which are at work, stopped, crashed or finished, and how to go on"),

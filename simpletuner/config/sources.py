@@ -56,6 +56,11 @@ def log_level(environment: Mapping[str, str]) -> str:
     return environment.get("SIMPLETUNER_LOG_LEVEL", "").upper() or "WARNING"
 
 
+def quiet_profiler() -> None:
+    """Leave out what PyTorch's profiler tells of itself on stderr; to be asked for before torch is loaded."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+
 def spoken_language(environment: Mapping[str, str]) -> Literal["en", "zh"]:
     """The language of the system as far as this program speaks it: Chinese, or else English."""
     names = (environment.get(name, "") for name in ("LC_ALL", "LC_MESSAGES", "LANG"))

@@ -10,11 +10,9 @@ from pathlib import Path
 
 from simpletuner.caching.latents import LatentCache
 from simpletuner.caching.prompts import PromptCache
-from simpletuner.config.catalogs.precisions import is_quantized
 from simpletuner.config.run_config import RunConfig
 from simpletuner.core.errors import ExitCode, Severity, UserError
 from simpletuner.core.files import ensure_writable, sweep
-from simpletuner.data.batches import BatchStream
 from simpletuner.data.contact_sheet import draw_contact_sheet
 from simpletuner.events.phases import phase
 from simpletuner.events.run import Run, open_run
@@ -25,6 +23,7 @@ from simpletuner.events.types import (
 )
 from simpletuner.models.adapters.weights_file import BEST_FOLDER
 from simpletuner.recipes.bad_files import keep_damaged
+from simpletuner.recipes.beginning import begin_training
 from simpletuner.recipes.encode import AutoencoderShelf, fill_caches
 from simpletuner.recipes.facts import early_facts, run_facts
 from simpletuner.recipes.first_frames import with_first_frames
@@ -33,30 +32,23 @@ from simpletuner.recipes.further import open_further
 from simpletuner.recipes.hardware import watch_hardware
 from simpletuner.recipes.kernels import compiler_problems, kernel_problems
 from simpletuner.recipes.loop import Outcome, run_session
-from simpletuner.recipes.objective import build_objective
 from simpletuner.recipes.plan import RunPlan, plan_run
 from simpletuner.recipes.previews import open_previewer
-from simpletuner.recipes.probing import probe_largest
 from simpletuner.recipes.publishing import check_publishing
-from simpletuner.recipes.quantized import kept_for_run
-from simpletuner.recipes.resuming import go_on, length_of_run
+from simpletuner.recipes.resuming import go_on
 from simpletuner.recipes.saving import read_best, weights_path
 from simpletuner.recipes.session import Session
 from simpletuner.recipes.starting import go_on_from_file
 from simpletuner.recipes.story import tell_plan, tell_training
-from simpletuner.recipes.survey import batch_rules, check_sizes
-from simpletuner.recipes.teaching import prepare_teaching
+from simpletuner.recipes.survey import check_sizes
 from simpletuner.runtime.absence import Absence
 from simpletuner.runtime.host import Host, allow_tf32, find_host
 from simpletuner.runtime.lock import hold_folder
 from simpletuner.runtime.signals import listen_to_signals
-from simpletuner.training.build import build_trainable
 from simpletuner.training.checkpoint import (
     check_facts,
     delete_broken,
 )
-from simpletuner.training.self_test import refuse_deaf_layers
-from simpletuner.training.state import TrainState
 from simpletuner.validation.names import VIDEO_FOLDER
 from simpletuner.validation.report import write_report
 
@@ -165,33 +157,8 @@ def begin_session(
     latents, prompts = caches
     samples = check_sizes(tuple(sample for sample in plan.samples if latents.holds(sample)), config)
     draw_contact_sheet(samples, plan.storages, run.folder / "contact_sheet.png")
-    teaching = prepare_teaching(config, plan, host, latents, run.emit)
-    batches = BatchStream(
-        samples,
-        latents.read,
-        prompts.read,
-        batch_rules(config),
-        seed=config.schedule.seed,
-        caption_dropout=config.data.caption_dropout_probability,
-        prefetch=config.data.dataloader_prefetch_qlen if config.data.dataloader_prefetch else 0,
-        read_features=teaching.cache.read if teaching.cache else None,
-    )
-    steps = length_of_run(config, batches, plan.checkpoint)
-    with phase("init_load_base_model", run.emit):
-        trainable = build_trainable(
-            plan.family,
-            plan.source,
-            config,
-            host.device,
-            str(run.folder.resolve()),
-            kept_for_run(config, plan.family, plan.source, run.emit),
-        )
-    with phase("init_prepare_models", run.emit):
-        if is_quantized(config.precision.base_model_precision):
-            refuse_deaf_layers(trainable, plan.family, plan.source, config.precision.base_model_precision)
-        objective, companions = build_objective(config, plan, trainable, teaching, steps)
-        probe_largest(config, plan, host, trainable, objective, companions, batches, steps, run.emit)
-        state = TrainState.begin(trainable, batches, config, steps, companions)
+    begun = begin_training(config, plan, caches, samples, host, run.folder, run.emit)
+    trainable, state, batches = begun.trainable, begun.state, begun.batches
     if plan.checkpoint is not None:
         with phase("init_resume_checkpoint", run.emit):
             go_on(state, plan.checkpoint, run_facts(config, plan), run.emit)
@@ -202,7 +169,7 @@ def begin_session(
     tell_training(config, samples, caches, state, batches, run.emit)
     previewer = open_previewer(config, plan, host, run, autoencoders, samples, latents.read)
     return Session(
-        config, plan, host, run, latents, prompts, autoencoders, trainable, state, batches, objective, previewer,
+        config, plan, host, run, latents, prompts, autoencoders, trainable, state, batches, begun.objective, previewer,
         # On the CPU there is nowhere to go.
         Absence(trainable.transformer, host.device)
         if config.memory.enable_model_cpu_offload and host.device.type != "cpu"

@@ -15,6 +15,7 @@ from simpletuner.core.errors import ExitCode, UserError
 from simpletuner.data.batch import Batch
 from simpletuner.maths.clipping import clip_gradients
 from simpletuner.objectives.terms import LossTerm
+from simpletuner.runtime.regions import AVERAGE, BACKWARD, BESIDE, DATA, FORWARD, LIMIT, MOVE, UPDATE, region
 from simpletuner.runtime.seeds import stream_seed
 from simpletuner.training.movement import LOOK_EVERY
 from simpletuner.training.optim.released import ReleasedOptimizer
@@ -103,7 +104,8 @@ def take_step(
     _drop_gradients(state)
     state.step += 1
     if state.average is not None:
-        state.average.update(state.step)
+        with region(AVERAGE):
+            state.average.update(state.step)
     return pending
 
 
@@ -119,11 +121,15 @@ def _gather(
     while not ends_step:
         if numbers.parts and stop():
             return None, []
-        batch = next(state.batches).to(state.trainable.device, state.trainable.dtype)
+        with region(DATA):
+            batch = next(state.batches)
+        with region(MOVE):
+            batch = batch.to(state.trainable.device, state.trainable.dtype)
         run_micro_step(state, objective, batch, numbers)
         ends_step = batch.ends_step
     gradients = [] if isinstance(state.optimizer, ReleasedOptimizer) else _gradients(state)
-    return numbers.send(_limited_norm(state, gradients)), gradients
+    with region(LIMIT):
+        return numbers.send(_limited_norm(state, gradients)), gradients
 
 
 def _look_at_weights(state: TrainState) -> Tensor | None:
@@ -154,9 +160,12 @@ def run_micro_step(state: TrainState, objective: Objective, batch: Batch, number
     """Forward and backward of one micro-batch; gradients add up in the trained parameters, or beside them."""
     if state.trainable.draws_dropout:
         torch.manual_seed(stream_seed(state.seed, DROPOUT_STREAM, batch.sample_numbers[0]))
-    terms = objective(state.trainable.transformer, batch, numbers.step)
-    numbers.add(batch, terms)
-    torch.autograd.backward([term.value * (term.weight * batch.share) for term in terms if not term.is_reported_only])
+    with region(FORWARD):
+        terms = objective(state.trainable.transformer, batch, numbers.step)
+        numbers.add(batch, terms)
+        losses = [term.value * (term.weight * batch.share) for term in terms if not term.is_reported_only]
+    with region(BACKWARD):
+        torch.autograd.backward(losses)
 
 
 def refuse_broken_step(state: TrainState, pending: PendingStep) -> None:
@@ -180,11 +189,13 @@ def _limited_norm(state: TrainState, gradients: Sequence[Tensor]) -> Tensor:
 
 
 def _update(state: TrainState) -> None:
-    if state.sums is not None:
-        state.sums.hand_over(state.optimizer)
-    state.optimizer.step()
+    with region(UPDATE):
+        if state.sums is not None:
+            state.sums.hand_over(state.optimizer)
+        state.optimizer.step()
     if state.companions is not None:
-        state.companions.step()
+        with region(BESIDE):
+            state.companions.step()
 
 
 def _update_unless_broken(state: TrainState, pending: PendingStep, gradients: Sequence[Tensor]) -> None:

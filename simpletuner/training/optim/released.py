@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from simpletuner.runtime.regions import UPDATE, region
+
 # Groups of parameters, running number of the first of them -> an optimizer for them.
 Build = Callable[[list[dict[str, Any]], int], Optimizer]
 
@@ -55,7 +57,7 @@ class ReleasedOptimizer(Optimizer):
     def _move(self, parameter: Tensor) -> None:
         gradient = parameter.grad
         assert gradient is not None
-        with torch.no_grad():
+        with torch.no_grad(), region(UPDATE):
             self._moved[parameter] = norm = torch.linalg.vector_norm(gradient, dtype=torch.float32)
             # A broken gradient must not reach the weights, and nobody waits to know.
             gradient.masked_fill_(~torch.isfinite(norm), 0.0)

@@ -1,0 +1,96 @@
+"""From filled caches to a state before its first step: teacher, batches, model, objective, probe.
+
+`train.py` goes on from here with checkpoints, videos and everybody who is told; `profiling.py` takes a few steps and
+looks at them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from simpletuner.caching.latents import LatentCache
+from simpletuner.caching.prompts import PromptCache
+from simpletuner.config.catalogs.precisions import is_quantized
+from simpletuner.config.run_config import RunConfig
+from simpletuner.data.batches import BatchStream
+from simpletuner.data.sample import Sample
+from simpletuner.events.phases import phase
+from simpletuner.events.types import Event
+from simpletuner.recipes.objective import build_objective
+from simpletuner.recipes.plan import RunPlan
+from simpletuner.recipes.probing import probe_largest
+from simpletuner.recipes.quantized import kept_for_run
+from simpletuner.recipes.resuming import length_of_run
+from simpletuner.recipes.survey import batch_rules
+from simpletuner.recipes.teaching import prepare_teaching
+from simpletuner.runtime.host import Host
+from simpletuner.training.build import Trainable, build_trainable
+from simpletuner.training.self_test import refuse_deaf_layers
+from simpletuner.training.state import TrainState
+from simpletuner.training.step import Objective
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What steps are taken with."""
+
+    batches: BatchStream
+    trainable: Trainable
+    objective: Objective
+    state: TrainState
+
+
+def begin_training(
+    config: RunConfig,
+    plan: RunPlan,
+    caches: tuple[LatentCache, PromptCache],
+    samples: Sequence[Sample],
+    host: Host,
+    folder: Path,
+    emit: Callable[[Event], None],
+) -> Beginning:
+    """Bring in the model and what it is trained with; no checkpoint is read but for the length of the run.
+
+    Args:
+        config: The run's configuration, made to fit into memory.
+        plan: What it works on.
+        caches: Of clips and captions, filled.
+        samples: Those that are trained.
+        host: Where it computes.
+        folder: Its own folder, which tells it from other runs on this machine.
+        emit: Receives what happens.
+
+    Raises:
+        UserError: If the model cannot be trained so, or its largest batch does not fit into memory.
+    """
+    latents, prompts = caches
+    teaching = prepare_teaching(config, plan, host, latents, emit)
+    batches = BatchStream(
+        samples,
+        latents.read,
+        prompts.read,
+        batch_rules(config),
+        seed=config.schedule.seed,
+        caption_dropout=config.data.caption_dropout_probability,
+        prefetch=config.data.dataloader_prefetch_qlen if config.data.dataloader_prefetch else 0,
+        read_features=teaching.cache.read if teaching.cache else None,
+    )
+    steps = length_of_run(config, batches, plan.checkpoint)
+    with phase("init_load_base_model", emit):
+        trainable = build_trainable(
+            plan.family,
+            plan.source,
+            config,
+            host.device,
+            str(folder.resolve()),
+            kept_for_run(config, plan.family, plan.source, emit),
+        )
+    with phase("init_prepare_models", emit):
+        if is_quantized(config.precision.base_model_precision):
+            refuse_deaf_layers(trainable, plan.family, plan.source, config.precision.base_model_precision)
+        objective, companions = build_objective(config, plan, trainable, teaching, steps)
+        probe_largest(config, plan, host, trainable, objective, companions, batches, steps, emit)
+        state = TrainState.begin(trainable, batches, config, steps, companions)
+    return Beginning(batches, trainable, objective, state)
