@@ -6,6 +6,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -116,7 +117,7 @@ def _parts(reading: TraceReading) -> Iterator[str]:
 def _rows(reading: TraceReading) -> Iterator[tuple[int, str, Spent]]:
     """(depth, name, spent) of every line; those of depth 0 add up to the step."""
     for part in REGIONS:
-        total = _sum(reading, lambda place, part=part: place[:1] == (part,))
+        total = _sum(reading, partial(_begins, (part,)))
         if not total.calls:
             continue
         yield 0, part, total
@@ -133,7 +134,7 @@ def _within(reading: TraceReading, part: str) -> Iterator[tuple[int, str, Spent]
     yield 0, f"{len(blocks)} blocks", _sum(reading, inside)
     names = dict.fromkeys(place[2] for place in reading.parts if inside(place) and len(place) > 2)
     for name in names:
-        yield 1, name, _sum(reading, lambda place, name=name: inside(place) and place[2:3] == (name,))
+        yield 1, name, _sum(reading, partial(_is_part, (part, name)))
     if names:
         yield 1, "the rest of a block", _sum(reading, lambda place: inside(place) and len(place) == 2)
     yield 0, AGAIN, _sum(reading, lambda place: place[:2] == (part, AGAIN))
@@ -147,6 +148,15 @@ def _within(reading: TraceReading, part: str) -> Iterator[tuple[int, str, Spent]
         ),
     )
     yield 0, "objective: noise, positions, loss", _sum(reading, lambda place: place == (part,))
+
+
+def _begins(with_: Place, place: Place) -> bool:
+    return place[: len(with_)] == with_
+
+
+def _is_part(wanted: Place, place: Place) -> bool:
+    """Whether a place is within such a part ("forward", "attn1") of any block."""
+    return _is_block(place) and (place[0], *place[2:3]) == wanted
 
 
 def _is_block(place: Place) -> bool:

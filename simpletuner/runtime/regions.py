@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
 
-import torch
 from torch import nn
+from torch._C._autograd import _profiler_enabled
 from torch.autograd.profiler import record_function
 
 PREFIX: Final = "simpletuner/"  # tells our names from those of operations
@@ -31,7 +31,7 @@ _NOTHING: Final = nullcontext()
 
 def region(name: str) -> AbstractContextManager[Any]:
     """Give what is done while it is open a name in the trace; costs a look at a flag while nobody profiles."""
-    return record_function(PREFIX + name) if torch.autograd._profiler_enabled() else _NOTHING
+    return record_function(PREFIX + name) if _profiler_enabled() else _NOTHING
 
 
 @contextmanager

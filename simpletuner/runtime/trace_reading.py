@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from torch.autograd import DeviceType
+from torch._C._autograd import DeviceType
 
 from simpletuner.runtime.regions import BACKWARD, FORWARD, PREFIX, REGIONS, STEP
 
@@ -63,7 +63,7 @@ class TraceReading:
 
 def read_trace(events: Sequence[Any]) -> TraceReading:
     """Read the events of `torch.profiler.profile.events()`; what lies outside of steps counts for nothing."""
-    reading, made = TraceReading(), {}
+    reading, made = TraceReading(), dict[tuple[int, int], Path]()
     places: dict[int, Path | None] = {}
     elsewhere = 0.0  # host seconds of backward operations on threads of their own, beside the one that waits for them
     main = next((event.thread for event in events if event.name == PREFIX + STEP), None)
