@@ -160,11 +160,15 @@ class _Reader:
 
     def _run(self) -> None:
         while chunk := self.work.take():
+            # Once a process is gone in the middle, one file is asked for at a time: that tells which one it was.
+            alone = False
             while chunk and not self._is_ended:
                 if self._process is None and not self._start():
                     self.work.give_back(chunk)
                     return
-                chunk = self._ask(chunk)
+                asked = 1 if alone else len(chunk)
+                chunk = self._ask(chunk[:asked]) + chunk[asked:]
+                alone = alone or self._process is None
             if chunk:
                 self.work.give_back(chunk)
         self._stop()
@@ -182,7 +186,7 @@ class _Reader:
         return False
 
     def _ask(self, chunk: list[LocalHeader]) -> list[LocalHeader]:
-        """Have the headers read; gives what is left when the process is gone."""
+        """Have the headers read; gives what is left when the process is gone. Of one header alone that is its fault."""
         assert self._process is not None
         with contextlib.suppress(OSError):  # it is gone, as the next line shows
             _pipe(self._process.stdin).write(write_question(chunk[0].root, [header.file for header in chunk]))
@@ -194,9 +198,10 @@ class _Reader:
                 line = self._read_line(header.patience_seconds)
                 if not line.endswith(b"\n"):
                     verdict = self._verdict(time.monotonic() - begun, header)
-                    if not self._is_ended:
-                        answers.append((header, (verdict, "")))
-                    return chunk[place + 1 :]
+                    if len(chunk) > 1 or self._is_ended:
+                        return chunk[place:]
+                    answers.append((header, (verdict, "")))
+                    return []
                 answers.append((header, read_answer(line)))
             return []
         finally:

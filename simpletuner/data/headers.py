@@ -6,11 +6,13 @@ is ready soon, and speaks JSON, a line per message.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ HASHED_BYTES = 1 << 16  # at either end of a file
 
 Media = MediaInfo | Unfit  # facts of a file, or the verdict on it
 READY = "ready"
+TOLD_EVERY_SECONDS = 0.02  # answers gather for so long: a line on its own wakes up whoever listens
 _VERDICTS: dict[str, type[Unfit]] = {kind.__name__: kind for kind in (Unfit, UnusableMedia, DamagedMedia, UnreadMedia)}
 
 
@@ -90,17 +93,25 @@ def _line(message: Any) -> bytes:
 
 
 def serve() -> None:
-    """Answer questions from the input until it ends: one line per file, in the order in which they were asked."""
+    """Answer questions from the input until it ends: one line per file, in the order in which they were asked.
+
+    What this process had read and not yet told is lost with it; who asks for one file alone knows which it was.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; whoever asks decides
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not be taken for an answer
     import simpletuner.data.probe  # noqa: F401 - loaded before the first question, whose time is watched
 
+    gc.freeze()  # what the readers brought stays; collections need not look at it again and again
     answers.write(_line(READY))
     answers.flush()
     for line in sys.stdin.buffer:
         root, files = json.loads(line)
         storage = LocalStorage(Path(root))
+        told = time.monotonic()
         for file in files:
             answers.write(_write_answer(*read_header(storage, StoredFile(*file))))
-            answers.flush()
+            if time.monotonic() - told > TOLD_EVERY_SECONDS:
+                answers.flush()
+                told = time.monotonic()
+        answers.flush()
