@@ -156,7 +156,7 @@ def _aligned_blocks(forecast: Forecast, config: RunConfig) -> Iterator[Problem]:
         number = config.crepa.model_dump()[option]
         if number is not None and number >= count:
             yield Problem(
-                f"{option} = {number}, but {forecast.cost.name} has {count} blocks",
+                f"{option} = {number}, but the model has {count} blocks ({forecast.cost.name})",
                 f"Blocks are counted from 0, so the last one is {count - 1}",
                 f"Set {option} to at most {count - 1}",
                 _place(config, option),

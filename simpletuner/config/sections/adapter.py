@@ -125,5 +125,7 @@ class AdapterSection(Section):
         1.0, "Strength of a LyCORIS adapter while validating.", "验证时 LyCORIS 适配器的强度。", ge=0, level="expert"
     )  # fmt: skip
     tread_config: Any = option(
-        None, "Token routing of TREAD.", "TREAD 的 token 路由设置。", level="expert", planned="token routing (TREAD)"
-    )
+        None, "Token routing of TREAD.", "TREAD 的 token 路由设置。", level="expert",
+        refused="tokens of a video that are left out take their places and, with a given first frame, their times with "
+        "them, and LTX-Video's blocks get both for all tokens",
+    )  # fmt: skip

@@ -143,7 +143,8 @@ class FlowSection(Section):
     )
     masked_loss_probability: float = option(
         1.0, "Chance that a mask weights the loss.", "损失使用遮罩的概率。", ge=0, le=1, level="expert", neutral=(0,),
-        refused="masked loss must not be used with LTX-Video",
+        refused="masked loss must not be used with LTX-Video: one latent cell stands for 32 x 32 pixels of 8 frames, "
+        "which no mask of pixels divides, and all cells see each other",
     )  # fmt: skip
     prediction_type: str | None = option(
         None,
