@@ -161,6 +161,24 @@ class StepFinished(Event):
 
 
 @dataclass(frozen=True)
+class PaceMeasured(Event):
+    """How fast training is and what is still to come, told now and then.
+
+    The rates are those of the steps alone, over this start of the run without its first steps.
+    """
+
+    is_passing: ClassVar[bool] = True
+
+    step: int
+    steps_per_second: float
+    clips_per_second: float
+    tokens_per_second: float  # latent tokens
+    seconds_left: float  # to the end of the run, the sum of `left`
+    left: Mapping[str, float]  # "training", "validation", "evaluation", "checkpoint" -> seconds for which it goes on
+    forecast: tuple[str, ...] = ()  # those of `left` that have not happened yet, so that their length is a forecast
+
+
+@dataclass(frozen=True)
 class StepSkipped(Event):
     """An optimizer step whose loss or gradients were no finite numbers; weights and optimizer are as before it."""
 

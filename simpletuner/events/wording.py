@@ -42,6 +42,11 @@ def told_rate(per_second: float, unit: str) -> str:
     return f"{1 / per_second:.1f} s/{unit.removesuffix('s')}"
 
 
+def told_pace(steps: float, clips: float, tokens: float) -> str:
+    """Rates per second, such as "0.83 it/s, 1.66 clips/s, 558 tokens/s"."""
+    return f"{steps:.2f} it/s, {clips:.2f} clips/s, {tokens:,.0f} tokens/s"
+
+
 def told_memory(event: MemoryMeasured) -> str:
     """What a phase took and what was expected."""
     told = f"Memory of {event.phase} ({event.what}): {told_size(event.measured_bytes)}"

@@ -111,7 +111,9 @@ def train_on(session: Session, archive: Archive, evaluations: Evaluations, reque
                 for notice in watch.take(done):
                     session.run.emit(notice)
             if session.state.step == done.step:
-                _do_what_is_due(session, done, calendar, archive, evaluations, requests)
+                _do_what_is_due(session, done, calendar, archive, evaluations, requests, pace)
+            if (news := pace.news(done.step)) is not None:
+                session.run.emit(news)
         except UserError as error:
             if error.exit_code != ExitCode.NUMERICS:
                 raise
@@ -147,22 +149,27 @@ def _do_what_is_due(
     archive: Archive,
     evaluations: Evaluations,
     requests: Requests,
+    pace: Pace,
 ) -> None:
     """Checkpoints first, so that nothing is lost if the rest fails; at the end the weights where users look."""
     step = done.step
     is_wished, is_shown = requests.take("save"), requests.take("validate")
     if calendar.is_due("checkpoint", step) or is_wished:
-        archive.save()
+        with pace.beside("checkpoint"):
+            archive.save()
     elif calendar.is_due("rolling", step):
-        archive.save(is_rolling=True)
+        with pace.beside("rolling"):
+            archive.save(is_rolling=True)
     if calendar.is_due("evaluation", step) and not requests():
-        evaluations.measure_now()
+        with pace.beside("evaluation"):
+            evaluations.measure_now()
     ends = step == session.state.total_steps or evaluations.stops
     if ends:
         archive.finish()
         export(session)
     if (calendar.is_due("validation", step) or is_shown or ends) and not requests():
-        _validate(session, archive, requests, is_last=ends)
+        with pace.beside("validation"):
+            _validate(session, archive, requests, is_last=ends)
 
 
 def _validate(session: Session, archive: Archive, requests: Requests, *, is_last: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from simpletuner.config.catalogs.cards import CardRow
 from simpletuner.config.run_config import RunConfig
 from simpletuner.data.batches import BatchStream
 from simpletuner.events.types import Event, MemoryMeasured, Noticed
@@ -83,10 +84,15 @@ def context_of(forecast: Memory) -> float:
 
 def forecast_of(config: RunConfig, plan: RunPlan, host: Host) -> Memory:
     """The memory forecast of a run that has been planned, on the device that it is on."""
+    return forecast_memory(*task_of(config, plan, host))
+
+
+def task_of(config: RunConfig, plan: RunPlan, host: Host) -> tuple[Task, CardRow]:
+    """A run that has been planned as forecasts see it, and the device that it is on."""
     machine = machine_of(host)
     cost = cost_source(str(config.model.model_family)).find(config.model)
     trained = find_trained_part(config, cost)
     data = plan_data(config, Survey(plan.found, plan.samples, plan.storages, plan.evaluation))
     streaming = plan_streaming(config.memory, cost, trained)
     task = Task(config, cost, trained, data, plan_length(config, data), machine, streaming)
-    return forecast_memory(task, budget_card(config, machine))
+    return task, budget_card(config, machine)

@@ -74,11 +74,16 @@ def times_due(rhythm: Rhythm, steps: int, steps_per_epoch: int = 0) -> int:
         steps: Length of the run.
         steps_per_epoch: Length of an epoch; 0 where it is not known, and then epochs are not counted.
     """
+    return len(due_steps(rhythm, steps, steps_per_epoch))
+
+
+def due_steps(rhythm: Rhythm, steps: int, steps_per_epoch: int = 0) -> list[int]:
+    """After which of `steps` equal steps work of this rhythm is due, ascending; arguments as for `times_due`."""
     if steps <= 0:
-        return 0
+        return []
     due = set(range(rhythm.steps, steps, rhythm.steps)) if rhythm.steps > 0 else set()
     length = rhythm._part * steps_per_epoch
     if length:
         due |= {math.ceil(count * length) for count in range(1, math.ceil(steps / length))}
     first = max(rhythm.from_step, (rhythm.from_epoch - 1) * steps_per_epoch + 1)
-    return sum(first <= step < steps for step in due) + rhythm.at_end
+    return sorted(step for step in due if first <= step < steps) + [steps] * rhythm.at_end

@@ -67,6 +67,13 @@ def test_a_run_leaves_adapter_checkpoints_metrics_and_videos(project: Project, c
         "checkpoint_save", "model_save", "final_validation",
     ]  # fmt: skip
     assert {event["kind"] for event in events} == {"phase_ended", "hardware_found", "hardware_sampled"}
+    paces = list(read_journal(output, kinds=("pace_measured",)))
+    assert [pace["step"] for pace in paces[:2]] == [4, 5]  # told again with twice the steps
+    left = paces[1]["left"]
+    assert left["training"] == pytest.approx(1 / paces[1]["steps_per_second"])
+    assert (left["checkpoint"] > 0, left["validation"] > 0) == (True, True)
+    assert paces[1]["seconds_left"] == pytest.approx(sum(left.values()))
+    assert paces[1]["forecast"] == ["validation"]  # that of the end is the first; a checkpoint has been measured
     for phrase in ("Buckets", "96x64@9", "Training", "adapter  ", "report.html"):
         assert phrase in told, phrase
 

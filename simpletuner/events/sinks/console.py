@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +25,7 @@ from simpletuner.events.types import (
     LossEvaluated,
     MemoryMeasured,
     Noticed,
+    PaceMeasured,
     PreviewGenerated,
     RolledBack,
     RunFinished,
@@ -37,9 +39,19 @@ from simpletuner.events.types import (
     Uploaded,
     VideoGenerated,
 )
-from simpletuner.events.wording import told_duration, told_memory, told_rate, told_rollback, told_size, told_skip
+from simpletuner.events.wording import (
+    told_duration,
+    told_memory,
+    told_pace,
+    told_rate,
+    told_rollback,
+    told_size,
+    told_skip,
+)
 
 TRAIN = "train"
+TRAINING = "training"  # as `PaceMeasured` calls the steps themselves
+_WORTH_TELLING = 0.01  # share of what is left
 _REFRESHES_PER_SECOND = 4  # each costs about 2 ms of CPU
 _LINE_PAUSE_SECONDS = 1.0
 _LINE_INTERVAL_SECONDS = 60.0
@@ -58,6 +70,8 @@ class _Display(Protocol):
     def start(self, event: StageStarted) -> None: ...
 
     def advance(self, stage: str, done: int, detail: str) -> None: ...
+
+    def pace(self, event: PaceMeasured) -> None: ...
 
     def finish(self, stage: str) -> None: ...
 
@@ -83,6 +97,8 @@ class ConsoleSink:
             self._warn(told_skip(event))
         elif isinstance(event, StageAdvanced):
             self._display.advance(event.stage, event.done, event.detail)
+        elif isinstance(event, PaceMeasured):
+            self._display.pace(event)
         elif isinstance(event, StageStarted):
             self._labels[event.stage] = event
             self._display.start(event)
@@ -208,11 +224,46 @@ class _Summary:
         return tuple(told)
 
 
+@dataclass(frozen=True)
+class _Pace:
+    """What was told of the pace of training, and when; what is left shrinks by itself."""
+
+    event: PaceMeasured
+    at: float
+
+    @property
+    def rates(self) -> str:
+        return told_pace(self.event.steps_per_second, self.event.clips_per_second, self.event.tokens_per_second)
+
+    @property
+    def left(self) -> str:
+        """Such as "1 h 20 min left (validation 12 min 05 s)"; what is forecast is marked."""
+        beside = [
+            f"{name} {'about ' if name in self.event.forecast else ''}{told_duration(seconds)}"
+            for name, seconds in self.event.left.items()
+            if name != TRAINING and seconds >= _WORTH_TELLING * self.event.seconds_left > 0
+        ]
+        seconds = max(self.event.seconds_left - (time.monotonic() - self.at), 0.0)
+        more = f" ({', '.join(beside)})" if beside else ""
+        return f"{told_duration(seconds)} left{more}"
+
+
 class _RateColumn(ProgressColumn):
-    """Pace of a stage, such as "1.3 s/step"."""
+    """Pace of a stage, such as "1.3 s/step"; of training in steps, clips and tokens."""
 
     def render(self, task: Task) -> Text:
+        pace: _Pace | None = task.fields.get("pace")
+        if pace is not None:
+            return Text(pace.rates, "cyan")
         return Text(told_rate(task.speed or 0.0, str(task.fields["unit"])), "cyan")
+
+
+class _LeftColumn(TimeRemainingColumn):
+    """Time left; that of training with all that comes between its steps."""
+
+    def render(self, task: Task) -> Text:
+        pace: _Pace | None = task.fields.get("pace")
+        return super().render(task) if pace is None else Text(pace.left, "progress.remaining")
 
 
 class _Bars:
@@ -224,7 +275,7 @@ class _Bars:
             BarColumn(bar_width=24),
             TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}", markup=False),
             _RateColumn(),
-            TimeRemainingColumn(compact=True),
+            _LeftColumn(compact=True),
             TextColumn("{task.fields[detail]}", markup=False, style="dim"),
             console=console,
             transient=True,
@@ -243,6 +294,10 @@ class _Bars:
     def advance(self, stage: str, done: int, detail: str) -> None:
         if stage in self._tasks:
             self._progress.update(self._tasks[stage], completed=done, detail=detail)
+
+    def pace(self, event: PaceMeasured) -> None:
+        if TRAIN in self._tasks:
+            self._progress.update(self._tasks[TRAIN], pace=_Pace(event, time.monotonic()))
 
     def finish(self, stage: str) -> None:
         if stage in self._tasks:
@@ -270,6 +325,10 @@ class _Lines:
         if state is not None and state.is_worth_a_line(done):
             self._say(state.told(done, detail))
 
+    def pace(self, event: PaceMeasured) -> None:
+        if (state := self._stages.get(TRAIN)) is not None:
+            state.pace = _Pace(event, time.monotonic())
+
     def finish(self, stage: str) -> None:
         self._stages.pop(stage, None)
 
@@ -286,6 +345,7 @@ class _LineState:
 
     def __init__(self, event: StageStarted) -> None:
         self._event = event
+        self.pace: _Pace | None = None
         self._started = self._last_line = time.monotonic()
         self._tenth = self._tenth_of(event.done)
 
@@ -300,6 +360,9 @@ class _LineState:
 
     def told(self, done: int, detail: str) -> str:
         event = self._event
+        if self.pace is not None:
+            parts = [f"{event.label}: {done}/{event.total} {event.unit}", self.pace.rates, self.pace.left, detail]
+            return ", ".join(part for part in parts if part)
         pace = (done - event.done) / max(time.monotonic() - self._started, 1e-9)
         parts = [f"{event.label}: {done}/{event.total} {event.unit}", told_rate(pace, event.unit)]
         if pace > 0:

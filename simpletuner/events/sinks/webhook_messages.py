@@ -21,6 +21,7 @@ from simpletuner.events.types import (
     Event,
     LossEvaluated,
     Noticed,
+    PaceMeasured,
     PhaseBegan,
     PhaseEnded,
     PreviewGenerated,
@@ -134,6 +135,7 @@ class Composer:
         self._labels: dict[str, StageStarted] = {}
         self._training = TrainingBegan(0, 0, 1, 1, 0, 0, 0)
         self._seconds: deque[float] = deque(maxlen=_RATE_WINDOW)
+        self._beside = 0.0  # seconds for validation and the like that are left
         self._metrics: dict[str, Any] = {}
         self._time = ""
         self._kinds: Mapping[type[Event], Callable[[Any], list[Message]]] = {
@@ -148,6 +150,7 @@ class Composer:
             ],
             Noticed: self._notice,
             TrainingBegan: self._training_began,
+            PaceMeasured: self._pace,
             StepFinished: self._step,
             StepSkipped: lambda event: self._warning(told_skip(event)),
             RolledBack: lambda event: self._warning(told_rollback(event)),
@@ -171,6 +174,7 @@ class Composer:
 
     def _run_started(self, event: RunStarted) -> list[Message]:
         self._seconds.clear()
+        self._beside = 0.0
         self._labels.clear()
         text = f"Run '{event.run_name}' is starting" + (" where it had stopped" if event.resumed_from else "")
         data = {"run_name": event.run_name, "output_dir": event.output_dir, "resumed_from": event.resumed_from}
@@ -237,6 +241,10 @@ class Composer:
         body = self._body("training.status", data=data, progress=self._progress(event.step))
         return [Message("info", body, f"Training begins: step {event.step} of {event.total_steps}")]
 
+    def _pace(self, event: PaceMeasured) -> list[Message]:
+        self._beside = event.seconds_left - event.left.get("training", 0.0)
+        return []
+
     def _step(self, event: StepFinished) -> list[Message]:
         self._seconds.append(event.seconds)
         self._metrics = {
@@ -258,7 +266,8 @@ class Composer:
 
     def _progress(self, step: int) -> dict[str, Any]:
         total = self._training.total_steps
-        left = max(total - step, 0) * sum(self._seconds) / len(self._seconds) if self._seconds else None
+        steps_left = max(total - step, 0)
+        left = steps_left * sum(self._seconds) / len(self._seconds) + self._beside if self._seconds else None
         return {"label": "Training", "current": step, "total": total, "percent": _percent(step, total),
                 "eta_seconds": left, "metrics": dict(self._metrics)}  # fmt: skip
 

@@ -14,6 +14,7 @@ from simpletuner.events.types import (
     CheckpointSaved,
     Event,
     Noticed,
+    PaceMeasured,
     RunFinished,
     RunStarted,
     StageAdvanced,
@@ -28,6 +29,11 @@ from simpletuner.events.wording import told_duration, told_rate, told_size
 
 def step(number: int) -> StepFinished:
     return StepFinished(number, 1, 1.0 / number, 1e-4, 0.7, 2, 336, 0.01, 3_200_000_000)
+
+
+PACE = PaceMeasured(
+    5, 0.83, 1.66, 558.0, 7200.0, {"training": 5990.0, "validation": 1200.0, "checkpoint": 10.0}, ("validation",)
+)
 
 
 def tell(events: list[Event], *, terminal: bool) -> str:
@@ -77,11 +83,13 @@ def test_the_whole_story_is_told(terminal: bool) -> None:
 
 def test_bars_show_progress_loss_and_rate_on_a_terminal() -> None:
     out = io.StringIO()
-    sink = ConsoleSink(Path(), Console(file=out, force_terminal=True, width=140, highlight=False))
+    sink = ConsoleSink(Path(), Console(file=out, force_terminal=True, width=200, highlight=False))
     sink.receive(StageStarted("train", "Training", 10, "steps"), 1)
     for number in range(1, 6):
         sink.receive(step(number), number + 1)
     assert isinstance(sink._display, module._Bars)
+    sink._display._progress.refresh()
+    sink.receive(PACE, 6)
     sink._display._progress.refresh()
     sink.receive(StageStarted("validation", "Generating videos", 50, "steps"), 7)
     sink.receive(StageAdvanced("validation", 25, "cat"), 8)
@@ -89,6 +97,8 @@ def test_bars_show_progress_loss_and_rate_on_a_terminal() -> None:
     text = out.getvalue()
     sink.close()
     assert "5/10 steps" in text
+    assert "0.83 it/s, 1.66 clips/s, 558 tokens/s" in text
+    assert "2 h 00 min left (validation about 20 min 00 s)" in text
     assert "loss 0.2000, lr 1.0e-04, 3.2 GB" in text
     assert "25/50 steps" in text
 
@@ -102,13 +112,20 @@ def test_a_log_file_gets_a_line_per_tenth_at_most_one_a_second(monkeypatch: pyte
     for number in range(1, 1001):
         now[0] += 0.02  # 20 seconds in all: 2 seconds per tenth
         sink.receive(step(number), number)
+    sink.receive(PACE, 1001)
     slow = out.getvalue().splitlines()
     assert len(slow) == 10
     assert slow[0].startswith("Training: 100/1000 steps, 50.0 steps/s, 18.0 s left, loss 0.0100, lr 1.0e-04")
+    now[0] += 2
+    sink.receive(step(100), 1002)
+    told = out.getvalue().splitlines()[10]  # from when the pace of the run is told, it is the pace of the lines
+    assert told.startswith(
+        "Training: 100/1000 steps, 0.83 it/s, 1.66 clips/s, 558 tokens/s, 1 h 59 min left (validation"
+    )
     for number in range(1, 1001):
         now[0] += 0.001  # one second in all
         sink.receive(step(number), number)
-    assert len(out.getvalue().splitlines()) <= 12
+    assert len(out.getvalue().splitlines()) <= 13
 
 
 def test_a_slow_stage_says_a_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:

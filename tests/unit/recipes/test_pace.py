@@ -6,15 +6,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from simpletuner.config.run_config import RunConfig
 from simpletuner.config.sections.model import ModelSection
 from simpletuner.events.types import StepFinished
 from simpletuner.models.cost import cost_source
+from simpletuner.recipes import time_left
 from simpletuner.recipes.forecast import find_trained_part
 from simpletuner.recipes.pace import RATES_FILE, WARM_UP_STEPS, Pace
+from simpletuner.recipes.run_length import Rhythms
+from simpletuner.recipes.time_left import TimeLeft
 from simpletuner.runtime.matrix_rate import matrix_rate
+from simpletuner.training.due import Rhythm
 
 
 def step(number: int, seconds: float) -> StepFinished:
@@ -28,7 +33,8 @@ def test_rates(tmp_path: Path) -> None:
     key = f"a card, {torch.get_num_threads()} threads, bfloat16, {torch.__version__}"
     (tmp_path / RATES_FILE).write_text(f'{{"{key}": 1e13}}')
     session: Any = SimpleNamespace(
-        config=config, host=SimpleNamespace(device=cpu, device_name="a card"), folder=tmp_path,
+        state=SimpleNamespace(total_steps=10), batches=SimpleNamespace(steps_per_epoch=5), config=config,
+         host=SimpleNamespace(device=cpu, device_name="a card"), folder=tmp_path,
         trainable=SimpleNamespace(dtype=torch.bfloat16),
     )  # fmt: skip
     pace = Pace(session)
@@ -46,6 +52,29 @@ def test_rates(tmp_path: Path) -> None:
     recomputing = cost.train_clip(2688, 128, trained).total_flops
     useful = float(told.split("tokens/s, ")[1].split()[0]) * 1e12 * 200 / 20
     assert 0.9 * 24e12 < useful < 1.1 * 24e12 < recomputing  # 24.0 TFLOP: performance.md's own table for this clip
+
+
+def test_what_is_left_counts_what_recurs_by_its_length_or_its_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time_left.time, "monotonic", lambda: now[0])
+    asked = []
+
+    def forecast(step_seconds: float) -> dict[str, float]:
+        asked.append(step_seconds)
+        return {"validation": 30.0, "checkpoint": 0.5}
+
+    # Checkpoints after 25, 50, 75 and 100, safety ones after every tenth between them; videos after 50 and 100.
+    rhythms = Rhythms(Rhythm(25), Rhythm(10, at_end=False), Rhythm(at_end=False), Rhythm(50))
+    left = TimeLeft(rhythms, 100, 40, forecast)
+    assert left.after(4, 2.0) == (
+        {"training": 192.0, "checkpoint": 0.5 * 12, "validation": 60.0}, ("checkpoint", "validation")
+    )  # fmt: skip
+    for work, seconds in (("rolling", 1.0), ("checkpoint", 2.0), ("validation", 40.0)):
+        with left.measuring(work):  # type: ignore[arg-type]
+            now[0] += seconds
+    assert left.after(50, 2.0) == ({"training": 100.0, "checkpoint": 1.5 * 6, "validation": 40.0}, ())
+    assert left.after(100, 2.0) == ({"training": 0.0}, ())
+    assert asked == [2.0]
 
 
 def test_a_rate_is_measured_once_and_kept(tmp_path: Path) -> None:

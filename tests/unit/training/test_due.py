@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import pytest
 
+from simpletuner.training import due
 from simpletuner.training.due import Moment, Rhythm, is_due, times_due
 
 
@@ -59,6 +60,7 @@ def test_a_tenth_of_an_epoch_is_not_lost_to_rounding() -> None:
 @pytest.mark.parametrize("start", [{}, {"from_step": 6}, {"from_epoch": 2}, {"at_end": False}])
 def test_a_plan_counts_what_the_run_does(steps: int, every: int, epochs: float, start: dict[str, int]) -> None:
     rhythm = Rhythm(every, epochs, **start)
+    assert due.due_steps(rhythm, steps, 5) == due_steps(rhythm, steps, 5)
     assert times_due(rhythm, steps, 5) == len(due_steps(rhythm, steps, 5))
 
 
