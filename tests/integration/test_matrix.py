@@ -40,7 +40,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "comfyui": {"lora_rank": 4, "lora_alpha": 2, "lora_format": "comfyui"},
     **{
         kind: {"lora_type": "lycoris", "lycoris_config": f"{kind}.json"}
-        for kind in ("lokr", "loha", "locon", "full-matrix", "diag-oft", "boft", "glora", "ia3")
+        for kind in ("lokr", "loha", "locon", "dylora", "full-matrix", "diag-oft", "boft", "glora", "ia3")
     },
     "full": {"model_type": "full"},
 }
@@ -49,7 +49,7 @@ FORMATS: dict[str, dict[str, Any]] = {
     "bf16": {"mixed_precision": "bf16"},
     **{
         name: {"mixed_precision": "bf16", "base_model_precision": name}
-        for name in ("int8-torchao", "fp8-torchao", "int8-quanto", "nf4-bnb", "int8-bnb")
+        for name in ("int8-torchao", "fp8-torchao", "int8-quanto", "int4-quanto", "nf4-bnb", "int8-bnb")
     },
 }
 UPDATES: dict[str, dict[str, Any]] = {
@@ -74,6 +74,7 @@ MODES: dict[str, dict[str, Any]] = {
 DIMENSIONS = {"adapter": ADAPTERS, "format": FORMATS, "optimizer": UPDATES, "mode": MODES}
 LYCORIS: dict[str, dict[str, Any]] = {
     "lokr": {"algo": "lokr", "factor": 4},
+    "dylora": {"algo": "dylora", "block_size": 2},
     "full-matrix": {"algo": "full"},
     **{kind: {"algo": kind} for kind in ("loha", "locon", "diag-oft", "boft", "glora", "ia3")},
 }
@@ -91,7 +92,7 @@ REFUSED: dict[tuple[str, str], str] = {
         for kind in ("full-matrix", "diag-oft", "boft", "glora", "ia3")
         for name in QUANTIZED
     },
-    **{("dora", name): "DoRA needs the full weights" for name in ("int8-quanto", "int8-bnb")},
+    **{("dora", name): "DoRA needs the full weights" for name in ("int8-quanto", "int4-quanto", "int8-bnb")},
     **{
         (start, name): "a quantized base does not hold in full"
         for start in ("pissa", "olora")
@@ -255,8 +256,8 @@ def test_row(desk: Desk, row: Row) -> None:
             live = predict(session, session.trainable.transformer, inputs)
         straight = session.trainable.tensors()
         weights = session.folder / session.trainable.adapter.weights_name
-        fresh = load_elsewhere(session, config, row, weights)
-        loaded = predict(session, fresh, inputs)
+        with loaded_elsewhere(session, config, row, weights) as fresh:
+            loaded = predict(session, fresh, inputs)
         assert_close(loaded, live, base, row)
     stopped = str(weights.parent / f"checkpoint-{STOPPED_AT}")
     again = {"output_dir": str(desk.folder / name / "resumed"), "resume_from_checkpoint": stopped}
@@ -320,7 +321,8 @@ def predict(session: Any, transformer: nn.Module, inputs: dict[str, Tensor]) -> 
     return made.float()
 
 
-def load_elsewhere(session: Any, config: RunConfig, row: Row, weights: Path) -> nn.Module:
+@contextmanager
+def loaded_elsewhere(session: Any, config: RunConfig, row: Row, weights: Path) -> Iterator[nn.Module]:
     """A fresh model with what was exported: by Diffusers' pipeline where it reads the kind, else by our own loader."""
     from diffusers import LTXPipeline, LTXVideoTransformer3DModel
 
@@ -330,17 +332,19 @@ def load_elsewhere(session: Any, config: RunConfig, row: Row, weights: Path) -> 
 
     family, source, dtype = session.plan.family, session.plan.source, session.trainable.dtype
     if row["adapter"] == "full":
-        return LTXVideoTransformer3DModel.from_pretrained(weights, torch_dtype=dtype)
+        yield LTXVideoTransformer3DModel.from_pretrained(weights, torch_dtype=dtype)
+        return
     base: Any = load_frozen(family, source, config.precision, dtype, session.trainable.device)
     if row["adapter"] in IN_PIPELINES:
         pipeline = LTXPipeline(
             transformer=base, vae=None, text_encoder=None, tokenizer=None, scheduler=None
         )  # fmt: skip
         pipeline.load_lora_weights(weights.parent, weight_name=weights.name)
-        return base
+        yield base
+        return
     applied = apply_adapters(base, family, [read_weights_file(weights)])
-    applied.shown().__enter__()
-    return base
+    with applied.shown():
+        yield base
 
 
 def assert_close(made: Tensor, live: Tensor, base: Tensor, row: Row) -> None:
