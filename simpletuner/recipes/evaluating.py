@@ -29,6 +29,7 @@ from simpletuner.events.types import (
 )
 from simpletuner.models.adapters.weights_file import BEST_FOLDER
 from simpletuner.recipes.facts import weights_metadata
+from simpletuner.recipes.run_length import measures_first_frames
 from simpletuner.recipes.saving import BEST_RECORD
 from simpletuner.recipes.session import Session
 from simpletuner.recipes.showing import shown_weights
@@ -238,11 +239,6 @@ def build_yardstick(
     if measures_first_frames(config):
         sets = with_first_frames(sets)
     return Yardstick(sets, settings.eval_timesteps, config.schedule.train_batch_size, latents.read, prompts.read)
-
-
-def measures_first_frames(config: RunConfig) -> bool:
-    """Whether the run trains image-to-video, so that its clips are measured that way as well."""
-    return bool(config.flow.ltx_i2v_prob) and any(dataset.trains_i2v for dataset in config.datasets)
 
 
 def yardstick_fingerprint(yardstick: Yardstick) -> str:

@@ -240,6 +240,11 @@ def rhythms_of(config: RunConfig) -> Rhythms:
     )
 
 
+def measures_first_frames(config: RunConfig) -> bool:
+    """Whether the run trains image-to-video, so that its evaluation clips are measured that way as well."""
+    return bool(config.flow.ltx_i2v_prob) and any(dataset.trains_i2v for dataset in config.datasets)
+
+
 def video_sizes(config: RunConfig) -> Sequence[tuple[int, int]]:
     """(width, height) of the validation videos; empty where the option cannot be read."""
     try:

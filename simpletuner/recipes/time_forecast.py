@@ -14,7 +14,7 @@ from simpletuner.events.wording import told_duration
 from simpletuner.models.cost import Operations
 from simpletuner.recipes.disk_plan import trained_values
 from simpletuner.recipes.forecast_task import Task
-from simpletuner.recipes.run_length import video_sizes
+from simpletuner.recipes.run_length import measures_first_frames, video_sizes
 
 EAGER_TRAFFIC = 3.0  # eager PyTorch writes and reads each intermediate; the project's performance notes, section 3
 READ_BYTES_PER_SECOND = 3e9  # weights from a fast disk
@@ -175,7 +175,7 @@ class _Clock:
         return seconds
 
     def _evaluation_seconds(self, card: CardRow) -> float:
-        """One measurement of the evaluation loss: a forward pass per clip and noise level."""
+        """One measurement of the evaluation loss: a forward pass per clip and noise level, twice for image-to-video."""
         task = self._task
         if task.data is None:
             return 0.0
@@ -188,7 +188,8 @@ class _Clock:
                 pass_ = task.cost.forward(task.tokens_of(bucket), task.text_tokens).times(levels, launches=calls)
                 clip = task.streaming.seconds(self._seconds(pass_, card, task.trained.weight_bytes), calls, card)
                 # Which clips are chosen depends on their names; the sizes of the whole set stand for theirs.
-                seconds += clip * count * there / len(found)
+                ways = 2 if bucket.num_frames > 1 and measures_first_frames(task.config) else 1
+                seconds += clip * ways * count * there / len(found)
         return seconds * self._weights_measured
 
     @property

@@ -87,6 +87,19 @@ def test_dry_run_is_the_plan(project: Path, capsys: pytest.CaptureFixture[str]) 
     assert planned["options"]["lora_rank"] == {"value": "4", "origin": "config/config.json:8"}
 
 
+def test_image_to_video_is_evaluated_both_ways(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """So the plan counts the clips set apart twice, as the run measures them."""
+    entries = json.loads((project / "config/multidatabackend.json").read_text())
+    apart = {**entries[0], "id": "apart", "dataset_type": "eval", "cache_dir_vae": "apart"}
+    (project / "config/multidatabackend.json").write_text(json.dumps([*entries, apart]))
+    seconds = []
+    for mode in ("t2v", "i2v"):
+        options = ["--json", "--card", "h200", "eval_steps_interval=10", f"ltx_train_mode={mode}"]
+        assert plan.run(options) == 0, capsys.readouterr().out
+        seconds.append(json.loads(capsys.readouterr().out)["cards"][0]["seconds"]["evaluation"])
+    assert seconds[1] == pytest.approx(2 * seconds[0])
+
+
 def test_all_cards(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert plan.run(["--card=all"]) == 0
     out = capsys.readouterr().out
