@@ -257,7 +257,8 @@ def _dataset_rows(record: RunRecord) -> list[tuple[str, str]]:
         frames = f", {video['num_frames']} frames" if video.get("num_frames") else ""
         repeats = f", each {entry['repeats'] + 1} times per epoch" if entry.get("repeats") else ""
         use = "only measured, never trained: " if entry.get("dataset_type") == "eval" else ""
-        what = f"{use}{entry.get('resolution', '')} {entry.get('resolution_type', '')}{frames}{repeats}"
+        resolution = f"{entry['resolution']:g}" if "resolution" in entry else ""  # 96, not 96.0
+        what = f"{use}{resolution} {entry.get('resolution_type', '')}{frames}{repeats}"
         rows.append((str(entry.get("id", "")), what.strip()))
     return rows
 
