@@ -188,14 +188,16 @@ def _card_needs(console: Console, needs: Sequence[CardNeeds]) -> None:
     rows = [
         (
             f"{row.size_gb} GB", row.precision, "streamed" if row.streamed else "resident",
-            f"{row.recomputed} of {row.blocks}", "streamed" if row.text_streamed else "resident",
+            f"{row.recomputed} of {row.blocks}", f"{row.tokens_per_pass:,} cells" if row.tokens_per_pass else "batch",
+            "streamed" if row.text_streamed else "resident",
             "tiles" if row.tiled else "whole", told_size(row.peak_bytes), row.peak_phase, str(row.most_clips),
             row.verdict,
         )
         for row in needs
     ]  # fmt: skip
-    names = ("card", "base", "blocks", "recomputed", "text encoder", "autoencoder", "needed", "by", "most clips", "")
-    _table(console, names, rows, numbers=(3, 6, 8))
+    names = ("card", "base", "blocks", "recomputed", "at once", "text encoder", "autoencoder", "needed", "by",
+             "most clips", "")  # fmt: skip
+    _table(console, names, rows, numbers=(3, 4, 7, 9))
 
 
 def _time(console: Console, forecast: Forecast) -> None:

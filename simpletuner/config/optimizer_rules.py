@@ -97,6 +97,12 @@ def _release(draft: Draft) -> Iterator[Problem]:
             "Set gradient_accumulation_steps to 1, or raise train_batch_size instead",
         ),
         (
+            draft.values["max_tokens_per_pass"] is not None,
+            "max_tokens_per_pass",
+            "A weight that has moved cannot wait for the gradients of the batch's next part",
+            "Remove it, or lower train_batch_size instead",
+        ),
+        (
             row.clips and draft.values["max_grad_norm"] > 0 and draft.values["grad_clip_method"] == "norm",
             "grad_clip_method",
             "The norm of all gradients is known only when the first of them are gone",
@@ -152,8 +158,8 @@ OPTIMIZER_RULES: tuple[Rule, ...] = (
     Rule(("optimizer", "lr_scheduler", "use_ema"), _averages, "an optimizer that averages wants a steady rate"),
     Rule(
         (
-            "optimizer", "optimizer_release_gradients", "gradient_accumulation_steps", "max_grad_norm",
-            "grad_clip_method", "set_grads_to_none", "optimizer_cpu_offload_method",
+            "optimizer", "optimizer_release_gradients", "gradient_accumulation_steps", "max_tokens_per_pass",
+            "max_grad_norm", "grad_clip_method", "set_grads_to_none", "optimizer_cpu_offload_method",
         ),
         _release,
         "gradients can be released where every parameter is updated by itself",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 import torch
@@ -53,6 +54,36 @@ class Batch:
         """Memory of its tensors."""
         tensors = (self.latents, self.prompt_embeds, self.prompt_mask, self.frame_rates, self.features)
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+    @property
+    def cells(self) -> int:
+        """Latent cells of each clip."""
+        return self.latents[0, 0].numel()
+
+    def split(self, clips: int) -> tuple[Batch, ...]:
+        """Parts of at most `clips` clips, in order and as equal as can be; the whole batch where it has no more."""
+        count = len(self.sample_numbers)
+        parts = -(-count // clips)
+        if parts == 1:
+            return (self,)
+        ends = [count * number // parts for number in range(parts + 1)]
+        return tuple(self._part(slice(*pair)) for pair in itertools.pairwise(ends))
+
+    def _part(self, rows: slice) -> Batch:
+        numbers = self.sample_numbers[rows]
+        return replace(
+            self,
+            latents=self.latents[rows],
+            prompt_embeds=self.prompt_embeds[rows],
+            prompt_mask=self.prompt_mask[rows],
+            frame_rates=self.frame_rates[rows],
+            sample_numbers=numbers,
+            sample_names=self.sample_names[rows],
+            captions=self.captions[rows],
+            share=self.share * len(numbers) / len(self.sample_numbers),
+            is_i2v=self.is_i2v[rows],
+            features=None if self.features is None else self.features[rows],
+        )
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
         """The same batch on `device`: text in `dtype`, latents untouched in kind (float32 maths)."""

@@ -21,8 +21,8 @@ SIZES_GB: Final = (10, 12, 16, 24, 48, 80, 141)  # of 10^9 bytes, a little less 
 _PLAIN: Final[dict[str, Any]] = {
     "memory_budget": "auto", "base_model_precision": "no_change", "enable_group_offload": False,
     "musubi_blocks_to_swap": 0, "gradient_checkpointing": True, "gradient_checkpointing_interval": None,
-    "gradient_checkpointing_blocks": None, "group_offload_text_encoder": False, "vae_enable_tiling": False,
-    "enable_model_cpu_offload": False,
+    "gradient_checkpointing_blocks": None, "max_tokens_per_pass": None, "group_offload_text_encoder": False,
+    "vae_enable_tiling": False, "enable_model_cpu_offload": False,
 }  # fmt: skip
 
 
@@ -35,6 +35,7 @@ class CardNeeds:
         precision: Storage of the frozen blocks.
         streamed: Whether they wait in RAM and are brought one by one.
         recomputed, blocks: How many of the blocks are recomputed.
+        tokens_per_pass: Most latent cells computed at once, None for whole batches.
         text_streamed: Whether the text encoder's blocks come one by one.
         tiled: Whether the autoencoder works in tiles.
         peak_bytes, peak_phase: The largest phase.
@@ -47,6 +48,7 @@ class CardNeeds:
     streamed: bool
     recomputed: int
     blocks: int
+    tokens_per_pass: int | None
     text_streamed: bool
     tiled: bool
     peak_bytes: float
@@ -74,6 +76,7 @@ def tabulate_cards(
                 streamed=memory.streams_blocks,
                 recomputed=memory.blocks_recomputed(plan.blocks),
                 blocks=plan.blocks,
+                tokens_per_pass=memory.max_tokens_per_pass,
                 text_streamed=memory.group_offload_text_encoder,
                 tiled=plan.config.caching.vae_enable_tiling,
                 peak_bytes=plan.memory.peak_bytes,

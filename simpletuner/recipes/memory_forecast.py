@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from simpletuner.config.catalogs.cards import CardRow
+from simpletuner.config.sections.memory import clips_per_pass
 from simpletuner.data.sample import BucketKey
 from simpletuner.recipes.disk_plan import AVERAGE_BYTES, trained_values
 from simpletuner.recipes.forecast_task import Task
@@ -122,7 +123,9 @@ class _Scales:
 
     def _training_memory(self, card: CardRow) -> dict[str, float]:
         lines = self._task.data.buckets if self._task.data else ()
+        limit = self._task.config.memory.max_tokens_per_pass
         tokens = max((line.tokens * line.batch_size for line in lines), default=0)
+        at_once = max((line.tokens * clips_per_pass(line.batch_size, line.tokens, limit) for line in lines), default=0)
         batch = max((line.batch_size for line in lines), default=0)
         channels = max((line.latent_shape[0] for line in lines), default=0)
         # Latents, noise, mixture and target in float32, and the text features.
@@ -131,7 +134,7 @@ class _Scales:
             **self._held(card),
             **self._waiting_encoders(),
             "gradients": self._gradients_held() * self._gradient_bytes,
-            "activations": self._task.cost.activation_bytes(tokens, self._task.trained),
+            "activations": self._task.cost.activation_bytes(at_once, self._task.trained),
             "batch": inputs,
             "context": card.context_bytes,
         }
@@ -139,8 +142,9 @@ class _Scales:
     @property
     def _gradient_bytes(self) -> float:
         """Bytes of a gradient; over several micro-batches they add up in float32 (`training/gradient_sums.py`)."""
-        adds_up = self._task.config.schedule.gradient_accumulation_steps > 1
-        adds_up = adds_up and self._task.config.precision.gradient_precision != "unmodified"
+        config = self._task.config
+        adds_up = config.schedule.gradient_accumulation_steps > 1 or config.memory.max_tokens_per_pass is not None
+        adds_up = adds_up and config.precision.gradient_precision != "unmodified"
         return 4.0 if adds_up else float(self._task.trained.parameter_bytes)
 
     def _gradients_held(self) -> int:

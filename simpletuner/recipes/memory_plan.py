@@ -1,8 +1,9 @@
 """What `memory_budget` and `gradient_checkpointing_blocks = auto` choose, and why.
 
-What costs nothing but time comes first, and least of it: the fewest recomputed blocks, then streamed blocks; what
-costs accuracy comes last: 8 bits, then 4. Nothing that somebody set himself is touched. Everything is decided from
-the forecast, so `simpletuner plan`, `check` and the run itself come to the same result. No torch.
+What costs nothing but time comes first, and least of it: batches computed in parts that still keep a card busy, the
+fewest recomputed blocks, smaller parts, then streamed blocks; what costs accuracy comes last: 8 bits, then 4. Nothing
+that somebody set himself is touched. Everything is decided from the forecast, so `simpletuner plan`, `check` and the
+run itself come to the same result. No torch.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from simpletuner.models.cost import cost_source
 from simpletuner.recipes.forecast import find_trained_part, own_card
 from simpletuner.recipes.forecast_task import Task
 from simpletuner.recipes.memory_forecast import TIGHT_SHARE, Memory, forecast_memory
-from simpletuner.recipes.run_length import DataPlan, plan_length
+from simpletuner.recipes.run_length import BucketLine, DataPlan, plan_length
 from simpletuner.recipes.streaming_plan import StreamingPlan, plan_streaming
 from simpletuner.runtime.machine import Machine
 
 AUTO: Final = "auto"
 DIAL: Final = "gradient_checkpointing_blocks"
+PARTS: Final = "max_tokens_per_pass"
+# Of one pass, to keep a card busy: below about 500 reading the weights takes longer than using them.
+BUSY_CELLS: Final = 1_000
 # Best first; what a package is missing for is passed over.
 LADDER: Final = ("no_change", "int8-quanto", "nf4-bnb")
 _PACKAGES: Final = {"quanto": "optimum", "bnb": "bitsandbytes"}
@@ -151,13 +155,54 @@ class _Planner:
         """The choices, those that shape training first; none without a data set."""
         if self._data is None:
             return MemoryPlan(self._start, (), self._memory(self._start), 0, self._blocks)
+        self._start, parts = self._in_parts(self._start)
         config, choices = self._base()
+        choices = [*parts, *choices]
         for step in (self._dial, self._captions, self._tiles, self._videos):
             config, more = step(config)
             choices += more
         return MemoryPlan(config, tuple(choices), self._memory(config), self._most_clips(config), self._blocks)
 
     # Training --------------------------------------------------------------------------------------
+
+    def _in_parts(self, config: RunConfig) -> tuple[RunConfig, list[Choice]]:
+        """The largest parts of a batch that fit: busy ones before blocks are recomputed, all others after."""
+        line = self._largest_line
+        if line is None or line.batch_size == 1 or config.optimizer.optimizer_release_gradients:
+            return config, []
+        if not self._may(PARTS) or config.memory.max_tokens_per_pass is not None:
+            return config, []
+        sizes = [line.batch_size]
+        while sizes[-1] > 1:
+            sizes.append(-(-sizes[-1] // 2))
+        busy = [clips for clips in sizes if clips * line.tokens >= BUSY_CELLS] or sizes[:1]
+
+        def need(clips: int, blocks: int) -> float:
+            return self._need_of(self._recomputing(self._cut(config, clips), blocks), _TRAINING)
+
+        tries = [*((clips, 0) for clips in busy), (busy[-1], self._blocks)]
+        tries += [(clips, self._blocks) for clips in sizes[len(busy) :]]
+        clips, blocks = next((one for one in tries if need(*one) <= self._room), (1, self._blocks))
+        if clips == line.batch_size:
+            return config, []
+        how = "with every block recomputed" if blocks else "without recomputing"
+        room = f"{told_size(need(line.batch_size, blocks))} of {told_size(self._room)}"
+        why = (
+            f"{how} {line.batch_size} clips of {line.bucket} at once would need {room}; "
+            f"{clips} at a time are the same step"
+        )
+        return self._cut(config, clips), [Choice(PARTS, clips * line.tokens, why)]
+
+    @property
+    def _largest_line(self) -> BucketLine | None:
+        lines = self._data.buckets if self._data is not None else ()
+        return max(lines, key=lambda line: line.tokens * line.batch_size, default=None)
+
+    def _cut(self, config: RunConfig, clips: int) -> RunConfig:
+        """The run with so many clips of the largest batch at once."""
+        line = self._largest_line
+        assert line is not None
+        return config if clips >= line.batch_size else self._set(config, {PARTS: clips * line.tokens})
 
     def _base(self) -> tuple[RunConfig, list[Choice]]:
         """Storage and place of the frozen weights: the first candidate that fits with every block recomputed."""
@@ -257,12 +302,11 @@ class _Planner:
 
     def _most_clips(self, config: RunConfig) -> int:
         """Clips of the largest size that fit into one forward pass, found by the growth from one to two."""
-        lines = self._data.buckets if self._data is not None else ()
-        if not lines:
+        largest = self._largest_line
+        if largest is None:
             return 0
-        config = self._recomputing(config, self._blocks)
-        parts = self._memory(config).phases[_TRAINING]
-        largest = max(lines, key=lambda line: line.tokens * line.batch_size)
+        whole = replace(config, memory=config.memory.model_copy(update={PARTS: None}))
+        parts = self._memory(self._recomputing(whole, self._blocks)).phases[_TRAINING]
         growing = (parts["activations"] + parts["batch"]) / max(largest.batch_size, 1)
         fixed = sum(parts.values()) - growing * largest.batch_size
         return max(int((self._room - fixed) // growing), 0)

@@ -60,8 +60,11 @@ def probe_largest(
         problem, needed = error.problems[0], sum(forecast.phases.get("training", {}).values())
         told = f"forecast were {told_size(needed)} of the {told_size(host.memory_bytes)} of {host.device_name}"
         raise DoesNotFitError(f"{problem.what}; {told}", problem.rule, problem.fix) from error
-    if trainable.dial is not None and found.turned:
-        memory = config.memory.model_copy(update={"gradient_checkpointing_blocks": found.recomputed})
+    if found.turned:
+        turned: dict[str, int | None] = {"max_tokens_per_pass": found.tokens_per_pass}
+        if trainable.dial is not None:
+            turned["gradient_checkpointing_blocks"] = found.recomputed
+        memory = config.memory.model_copy(update=turned)
         forecast = forecast_of(replace(config, memory=memory), plan, host)
     clips = len(batch.sample_numbers)
     what = f"{clips} clip{'s' if clips > 1 else ''} of {batch.bucket}"

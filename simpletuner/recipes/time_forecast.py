@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from simpletuner.config.catalogs.cards import CardRow
+from simpletuner.config.sections.memory import clips_per_pass
 from simpletuner.events.wording import told_duration
 from simpletuner.models.cost import Operations
 from simpletuner.recipes.disk_plan import trained_values
@@ -118,11 +119,14 @@ class _Clock:
         epoch = 0.0
         for line in task.data.buckets:
             clip = task.cost.train_clip(line.tokens, task.text_tokens, task.trained)
-            work = clip.times(line.draws / line.batches, launches=1)
-            again = task.cost.forward(line.tokens, task.text_tokens).times(line.draws / line.batches, launches=1)
+            each = clips_per_pass(line.batch_size, line.tokens, task.config.memory.max_tokens_per_pass)
+            passes = math.ceil(line.draws / line.batches / each)
+            work = clip.times(line.draws / line.batches, launches=passes)
+            again = task.cost.forward(line.tokens, task.text_tokens).times(line.draws / line.batches, launches=passes)
             work += again.times(task.config.rollout.extra_forwards)
             seconds = self._seconds(work, card, task.trained.weight_bytes)
-            epoch += line.batches * task.streaming.seconds(seconds, 2, card)  # forward, and again going backward
+            # Streamed blocks come forward, and again going backward.
+            epoch += line.batches * task.streaming.seconds(seconds, 2 * passes, card)
         batches = float(task.config.schedule.gradient_accumulation_steps)
         if task.data.steps_per_epoch:
             batches = task.data.batches_per_epoch / task.data.steps_per_epoch

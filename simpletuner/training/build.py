@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -32,6 +32,7 @@ from simpletuner.runtime.activation_offload import ActivationOffload
 from simpletuner.runtime.streaming import BlockStreamer
 from simpletuner.training.compilation import Compilation, compile_blocks
 from simpletuner.training.offload import clear_scratch, scratch_folder, stream_blocks
+from simpletuner.training.pass_limit import PassLimit
 from simpletuner.training.recompute import RecomputeDial
 
 _WEIGHT_DTYPES: Final = {"no": torch.float32, "bf16": torch.bfloat16}
@@ -85,6 +86,7 @@ class Trainable:
         streamer: Brings blocks to the device that do not stay there; None when all stay.
         scratch: Where their weights lie on disk, if they do.
         compilation: What compiles its blocks; None where they are not compiled.
+        passes: How much goes through the model at once.
     """
 
     transformer: nn.Module
@@ -100,6 +102,7 @@ class Trainable:
     streamer: BlockStreamer | None = None
     scratch: Path | None = None
     compilation: Compilation | None = None
+    passes: PassLimit = field(default_factory=PassLimit)
 
     @property
     def trained_count(self) -> int:
@@ -208,6 +211,7 @@ def build_trainable(
         streamer=streamer,
         scratch=scratch_folder(config.memory, scratch),
         compilation=compilation,
+        passes=PassLimit(config.memory.max_tokens_per_pass, is_whole=config.optimizer.optimizer_release_gradients),
     )
 
 

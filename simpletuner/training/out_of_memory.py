@@ -1,7 +1,8 @@
-"""A step that did not fit into memory: freed, made smaller by the dial of recomputed blocks, and taken again.
+"""A step that did not fit into memory: freed, made smaller, and taken again.
 
-The state is the one between two steps, the position in the data is put back, and all draws belong to samples, so the
-repeated step is the same step. Nothing is skipped and nothing is averaged away.
+First more blocks are recomputed, which changes no number; then the batch is computed in parts, which rounds its sums
+otherwise. The state is the one between two steps, the position in the data is put back, and all draws belong to
+samples, so the repeated step is the same step. Nothing is skipped and nothing is averaged away.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 
 from simpletuner.core.errors import UserError
 from simpletuner.runtime.host import release_memory
+from simpletuner.training.build import Trainable
 from simpletuner.training.state import TrainState
 
 # What the allocator of the CPU says; it has no error of its own.
@@ -20,7 +22,7 @@ _HOST_SAYS: Final = "can't allocate memory"
 
 
 class DoesNotFitError(UserError):
-    """A step that needs more memory than there is, with every block recomputed already; the state is whole."""
+    """A step that needs more memory than there is, clip by clip with every block recomputed; the state is whole."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -31,23 +33,32 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def make_room(state: TrainState, step: int, tell: Callable[[str], None]) -> None:
-    """Turn the dial up after step `step` did not fit, and say so.
+    """Let a step need less after step `step` did not fit, and say so.
 
     Call it when the error is gone: what it keeps alive is what has to be freed.
 
     Raises:
-        DoesNotFitError: If all blocks are recomputed already.
+        DoesNotFitError: If a single clip does not fit with all blocks recomputed.
     """
     release_memory(state.trainable.device)
-    dial = state.trainable.dial
-    if dial is None or not dial.turn_up():
+    done = need_less(state.trainable)
+    if not done:
         raise DoesNotFitError(
             f"step {step} does not fit into memory",
-            "Every block is recomputed already; the steps before it are saved",
-            "Lower train_batch_size, the clips' frames or resolution, set enable_group_offload, or choose a smaller "
+            "Every block is recomputed already, and each clip computed alone; the steps before it are saved",
+            "Lower the clips' frames or resolution, set enable_group_offload, or choose a smaller "
             "base_model_precision; then start the same command again to go on",
         )
-    tell(
-        f"step {step} did not fit into memory: from here on {dial.recomputed} of {dial.blocks} blocks are computed "
-        "again in the backward pass, and the step is repeated"
-    )
+    if state.trainable.passes.tokens is not None:
+        state.add_up_gradients()
+    tell(f"step {step} did not fit into memory: from here on {done}, and the step is repeated")
+
+
+def need_less(trainable: Trainable) -> str:
+    """Turn the next dial; what is done from here on, empty where nothing is left to turn."""
+    dial, passes = trainable.dial, trainable.passes
+    if dial is not None and dial.turn_up():
+        return f"{dial.recomputed} of {dial.blocks} blocks are computed again in the backward pass"
+    if passes.turn_down():
+        return f"batches are computed in parts of at most {passes}"
+    return ""

@@ -3,7 +3,7 @@
 Two, because the optimizer's states come with the first: what a step holds from then on is seen in the second. The
 step is the real one (`take_step`) on a state of its own: optimizer, sums and averages are made for it and
 dropped. Trained weights, companions and random states are put back to the last bit, so that the run is the same with
-and without. What stays is the dial of recomputed blocks where it had to be turned.
+and without. What stays are the dials of recomputed blocks and of parts of a batch where they had to be turned.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from simpletuner.runtime.meter import MemoryMeter
 from simpletuner.training.build import Trainable
 from simpletuner.training.companions import Companions
 from simpletuner.training.optim.released import ReleasedOptimizer
-from simpletuner.training.out_of_memory import DoesNotFitError
+from simpletuner.training.out_of_memory import DoesNotFitError, need_less
 from simpletuner.training.state import StateSettings, TrainState
 from simpletuner.training.step import Objective, take_step
 
 _STEPS: Final = 2
 _ADVICE: Final = (
-    "Lower train_batch_size, the clips' frames or resolution, set enable_group_offload, or choose a smaller "
+    "Lower the clips' frames or resolution, set enable_group_offload, or choose a smaller "
     "base_model_precision; memory_budget chooses for you"
 )
 
@@ -42,12 +42,14 @@ class Probe:
     Attributes:
         peak_bytes: The most that tensors held at once, the model included.
         recomputed: Blocks that were recomputed then.
-        turned: Whether the dial had to be turned for it.
+        tokens_per_pass: Most latent cells of one pass then, None for whole batches.
+        turned: Whether a dial had to be turned for it.
         seconds: How long it took.
     """
 
     peak_bytes: int
     recomputed: int
+    tokens_per_pass: int | None
     turned: bool
     seconds: float
 
@@ -72,32 +74,37 @@ def probe_step(
         batch: The largest one of the run, on the CPU.
         config: As for the real state.
         total_steps: Of the run.
-        limit_bytes: What the step may take; above it the dial is turned as if memory had run out. 0 for no limit.
-        tell: Told when the dial is turned.
+        limit_bytes: What the step may take; above it a dial is turned as if memory had run out. 0 for no limit.
+        tell: Told when a dial is turned.
 
     Raises:
-        UserError: If the step does not fit with every block recomputed (`DoesNotFitError`).
+        UserError: If a clip alone does not fit with every block recomputed (`DoesNotFitError`).
     """
-    started, dial = time.perf_counter(), trainable.dial
-    before = dial.recomputed if dial is not None else 0
+    started, before = time.perf_counter(), _dials(trainable)
     while True:
         with _undone(trainable, companions):
             peak = _step(trainable, objective, companions, batch, config, total_steps, tell)
         release_memory(trainable.device)
         if peak is not None and not (limit_bytes and peak > limit_bytes):
             break
-        if dial is None or not dial.turn_up():
+        done = need_less(trainable)
+        if not done:
             raise _does_not_fit(batch, peak, limit_bytes)
-        tell(f"the largest batch did not fit: {dial.recomputed} of {dial.blocks} blocks are recomputed from here on")
-    after = dial.recomputed if dial is not None else 0
-    return Probe(peak, after, after != before, time.perf_counter() - started)
+        tell(f"the largest batch did not fit: from here on {done}")
+    after = _dials(trainable)
+    return Probe(peak, *after, after != before, time.perf_counter() - started)
+
+
+def _dials(trainable: Trainable) -> tuple[int, int | None]:
+    """Recomputed blocks, and the most latent cells of a pass."""
+    return trainable.dial.recomputed if trainable.dial is not None else 0, trainable.passes.tokens
 
 
 def _step(
     trainable: Trainable, objective: Objective, companions: Companions | None, batch: Batch, config: StateSettings,
     total_steps: int, tell: Callable[[str], None],
 ) -> int | None:  # fmt: skip
-    """The peak of the steps; None where memory ran out, with all blocks recomputed or while the weights moved."""
+    """The peak of the steps; None where memory ran out with nothing left to turn, or while the weights moved."""
     source = _OneStep(batch, config.schedule.gradient_accumulation_steps)
     with MemoryMeter(trainable.device, _all_tensors(trainable, companions)) as meter:
         state = TrainState.begin(trainable, source, config, total_steps, companions)
@@ -185,6 +192,6 @@ def _does_not_fit(batch: Batch, peak: int | None, limit_bytes: float) -> DoesNot
     measured = f": it takes {peak / 1e9:.2f} GB of {limit_bytes / 1e9:.2f} GB" if peak is not None else ""
     return DoesNotFitError(
         f"the largest batch of the run, {shape}, does not fit into memory{measured}",
-        "It was tried before step 1, with every block recomputed; nothing has been trained",
+        "It was tried before step 1, clip by clip with every block recomputed; nothing has been trained",
         _ADVICE,
     )

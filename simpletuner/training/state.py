@@ -80,6 +80,7 @@ class TrainState:
         skipped_steps: Numbers of the steps that were passed over because they were broken.
         rollbacks: How often the run went back to a checkpoint.
         movement: Looks now and then whether the weights move; None where nobody wants to know.
+        sums_in_float32: Whether gradients of several passes may add up beside narrow parameters.
     """
 
     trainable: Trainable
@@ -98,6 +99,7 @@ class TrainState:
     skipped_steps: list[int] = field(default_factory=list)
     rollbacks: int = 0
     movement: Movement | None = None
+    sums_in_float32: bool = True
 
     @classmethod
     def begin(
@@ -113,10 +115,8 @@ class TrainState:
         Raises:
             UserError: If optimizer or schedule are unknown or do not fit the parameters.
         """
-        is_narrow = any(p.dtype.itemsize < torch.float32.itemsize for p in trainable.parameters.values())
-        adds_up = is_narrow and config.schedule.gradient_accumulation_steps > 1
-        adds_up = adds_up and config.precision.gradient_precision != "unmodified"
-        return cls(
+        adds_up = config.schedule.gradient_accumulation_steps > 1 or trainable.passes.tokens is not None
+        state = cls(
             trainable=trainable,
             optimizer=build_optimizer(trainable, config),
             learning_rate=LearningRate.from_section(config.schedule, total_steps),
@@ -126,10 +126,20 @@ class TrainState:
             total_steps=total_steps,
             average=_build_average(trainable, config.average),
             companions=companions,
-            sums=GradientSums(trainable.parameters.values()) if adds_up else None,
             keeps_gradients=not config.memory.set_grads_to_none,
             movement=Movement(trainable.parameters.values()),
+            sums_in_float32=config.precision.gradient_precision != "unmodified",
         )
+        if adds_up:
+            state.add_up_gradients()
+        return state
+
+    def add_up_gradients(self) -> None:
+        """Let gradients of several passes add up in float32 from here on, where the parameters are narrower."""
+        parameters = self.trainable.parameters.values()
+        is_narrow = any(parameter.dtype.itemsize < torch.float32.itemsize for parameter in parameters)
+        if self.sums is None and is_narrow and self.sums_in_float32:
+            self.sums = GradientSums(parameters)
 
     def wearing(self, weights: Literal["base", "adapter", "ema"]) -> AbstractContextManager[None]:
         """Put the named weights into the model while the block is open: without adapter, as trained, averaged.

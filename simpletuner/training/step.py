@@ -63,7 +63,7 @@ def take_step(
         stop: Asked between two micro-batches. A step that is stopped is given up, and the position in the data
             is the one before it, so that a run which goes on from there is the undisturbed one.
         skips: Whether a broken step is passed over and counted; else it raises, on the CPU before the state changes.
-        tell: Told when a step did not fit into memory and is repeated with more blocks recomputed.
+        tell: Told when a step did not fit into memory and is repeated with less of it.
 
     Returns:
         None if the step was given up.
@@ -125,7 +125,8 @@ def _gather(
             batch = next(state.batches)
         with region(MOVE):
             batch = batch.to(state.trainable.device, state.trainable.dtype)
-        run_micro_step(state, objective, batch, numbers)
+        for part in state.trainable.passes.parts(batch):
+            run_micro_step(state, objective, part, numbers)
         ends_step = batch.ends_step
     gradients = [] if isinstance(state.optimizer, ReleasedOptimizer) else _gradients(state)
     with region(LIMIT):
@@ -157,7 +158,7 @@ def _half_updated(state: TrainState) -> UserError:
 
 
 def run_micro_step(state: TrainState, objective: Objective, batch: Batch, numbers: StepNumbers) -> None:
-    """Forward and backward of one micro-batch; gradients add up in the trained parameters, or beside them."""
+    """Forward and backward of a micro-batch or a part of it; gradients add up in the parameters, or beside them."""
     if state.trainable.draws_dropout:
         torch.manual_seed(stream_seed(state.seed, DROPOUT_STREAM, batch.sample_numbers[0]))
     with region(FORWARD):

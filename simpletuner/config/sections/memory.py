@@ -11,6 +11,11 @@ from simpletuner.config.option import Section, option
 RAMTORCH = "RamTorch offload"
 
 
+def clips_per_pass(clips: int, cells: int, limit: int | None) -> int:
+    """Clips of `cells` latent cells that go through the model at once, of a batch of `clips`; at least one."""
+    return clips if limit is None else max(1, min(clips, limit // max(cells, 1)))
+
+
 class MemorySection(Section):
     memory_budget: str | None = option(
         None,
@@ -47,6 +52,16 @@ class MemorySection(Section):
         "with which training fits the card or memory_budget.",
         "重算多少个块，均匀分布；优先于 interval。未给出时为全部；auto 表示能放进显卡或 memory_budget 的最少块数。",
         unit="blocks",
+        level="advanced",
+    )
+    max_tokens_per_pass: int | None = option(
+        None,
+        "Compute a batch with more latent cells in parts of at most so many, at least one clip each: the same batch, "
+        "and the same result up to rounding, in less memory. Absent means in one piece.",
+        "潜空间单元数超过该值的批次分成若干部分计算（每部分至少一个视频）：批次与结果不变（仅有舍入差别），占用更少内存。"
+        "未给出时整批计算。",
+        ge=1,
+        unit="tokens",
         level="advanced",
     )
     gradient_checkpointing_segment_stride: int | None = option(

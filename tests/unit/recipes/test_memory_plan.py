@@ -24,9 +24,9 @@ ROOMY = Machine("NVIDIA GeForce RTX 3090", 24e9, (8, 6), 64e9, 8)
 LARGE = ModelSection(model_family="ltxvideo", model_type="lora", model_flavour="0.9.7")
 
 
-def data(width: int = 768, height: int = 512, frames: int = 49) -> DataPlan:
+def data(width: int = 768, height: int = 512, frames: int = 49, batch: int = 1) -> DataPlan:
     shape = (128, (frames - 1) // 8 + 1, height // 32, width // 32)
-    line = BucketLine(BucketKey(width, height, frames), 8, 8, 8, shape, shape[1] * shape[2] * shape[3], 8, 1)
+    line = BucketLine(BucketKey(width, height, frames), 8, 8, 8, shape, shape[1] * shape[2] * shape[3], 8, batch)
     return DataPlan((line,), (), 0, (), (), (), 8, 8, is_assumed=True)
 
 
@@ -78,6 +78,28 @@ def test_least_harm_first_for_13b(tmp_path: Path, gigabytes: float, chosen: dict
     assert plan.config.origins["gradient_checkpointing_blocks" if not chosen else "base_model_precision"].startswith(
         "memory_budget"
     )
+
+
+@pytest.mark.parametrize("gigabytes", [10, 16, 24, 40, 80])
+def test_a_large_batch_is_computed_in_parts_before_anything_else(tmp_path: Path, gigabytes: float) -> None:
+    plan = planned(tmp_path, gigabytes, found=data(batch=8))
+    found, cells = values(plan), data().buckets[0].tokens
+    clips = found.get("max_tokens_per_pass", 8 * cells) / cells
+    assert clips in (1, 2, 4, 8)
+    assert sum(plan.memory.phases["training"].values()) <= 0.9 * gigabytes * 1e9
+    assert "base_model_precision" not in found
+    # Parts of more than a thousand cells keep a card busy: they come before recomputing.
+    assert found["gradient_checkpointing_blocks"] == 0 or clips == 1
+    if clips < 8:
+        fixed = {"max_tokens_per_pass": "here", "gradient_checkpointing_blocks": "here"}
+        more = planned(
+            tmp_path, gigabytes, found=data(batch=8), origins={**fixed, "base_model_precision": "here"},
+            memory=MemorySection(
+                memory_budget=f"{gigabytes}GB", max_tokens_per_pass=int(2 * clips * cells),
+                gradient_checkpointing_blocks=0,
+            ),
+        )  # fmt: skip
+        assert sum(more.memory.phases["training"].values()) > 0.9 * gigabytes * 1e9
 
 
 def test_four_bits_only_where_ram_is_short_too(tmp_path: Path) -> None:

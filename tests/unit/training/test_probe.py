@@ -88,6 +88,13 @@ def test_what_does_not_fit_turns_the_dial(small_run: Callable[..., Any], place: 
     assert train(run) == train(plain)
 
 
+def test_then_the_batch_is_halved(small_run: Callable[..., Any]) -> None:
+    run = small_run(total_steps=3, batch_size=2, checkpointing=True)
+    found, told = probe(run, settings_of(), Exhausted(run.objective, {1}, "forward"))
+    assert (found.turned, found.tokens_per_pass, run.state.trainable.passes.tokens) == (True, 12, 12)
+    assert "in parts of at most 12 latent cells" in told[0]
+
+
 def test_what_cannot_fit_is_refused_before_step_1(small_run: Callable[..., Any]) -> None:
     run = small_run(total_steps=3)
     before = run.adapter()
