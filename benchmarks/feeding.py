@@ -4,9 +4,11 @@
     python benchmarks/feeding.py --write     # also benchmarks/feeding_<machine>_<yyyymm>.md
 
 64 clips of 768x512 pixels and 49 frames (latents 0.69 MB) with captions of 128 tokens (1.05 MB) are written as cache
-entries and read back through `EntryReader` and `BatchStream`, every option at its default. The step is a pause of as
-many milliseconds as a card would compute; the host is free meanwhile, as it is beside a card. Told are the time that
-the loop waited for batches, as `BatchStream` counts it, and the processor time that the loader takes for one batch.
+entries and read back through `EntryReader` and `BatchStream`, every option at its default: from memory maps of their
+files, as where `cache_memory_limit` is 0, and kept in memory as the caches keep what they have read. The step is a
+pause of as many milliseconds as a card would compute; the host is free meanwhile, as it is beside a card. Told are the
+time that the loop waited for batches, as `BatchStream` counts it, and the processor time that the loader takes for one
+batch.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import statistics
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -26,6 +29,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 from torch import Tensor
 
+from simpletuner.caching.encoding import as_read
 from simpletuner.caching.store import EntryReader, EntryWriter, Key, Storing
 from simpletuner.data.batch_rules import BatchRules
 from simpletuner.data.batches import BatchStream
@@ -40,12 +44,14 @@ class Waiting:
     """One measurement.
 
     Attributes:
+        place: Where the cached clips and captions were.
         step_ms: Length of the pause that stands for a step.
         waited_us: Mean time a step waited for its batch.
         share: Of the whole time.
         loader_ms: Processor time for one batch.
     """
 
+    place: str
     step_ms: float
     waited_us: float
     share: float
@@ -69,18 +75,23 @@ def write_entries(folder: Path) -> tuple[list[Sample], dict[str, tuple[Key, Key]
     return samples, keys
 
 
-def measure(folder: Path, step_ms: float) -> Waiting:
+def measure(folder: Path, step_ms: float, place: str) -> Waiting:
     """Two epochs to verify every entry and warm up, then as many steps as are counted."""
     samples, keys = write_entries(folder)
     reader = EntryReader([folder])
     seen: set[Key] = set()
-    spent = 0.0
+    spent, kept = 0.0, {}
 
     def read(key: Key) -> dict[str, Tensor]:
         nonlocal spent
         started = time.thread_time()
-        tensors = reader.read(key, verify=key not in seen)[0]
-        seen.add(key)
+        if key in kept:
+            tensors = kept[key]
+        else:
+            tensors = reader.read(key, verify=key not in seen)[0]
+            seen.add(key)
+            if place == "memory":
+                kept[key] = {name: tensor.clone() for name, tensor in tensors.items()}
         spent += time.thread_time() - started
         return tensors
 
@@ -91,7 +102,7 @@ def measure(folder: Path, step_ms: float) -> Waiting:
         return found["embeds"], found["mask"]
 
     stream = BatchStream(
-        samples, lambda sample: read(keys[sample.path][0])["latents"].float(), prompt, BatchRules(1, 1),
+        samples, lambda sample: as_read(read(keys[sample.path][0])["latents"]), prompt, BatchRules(1, 1),
         seed=1, caption_dropout=0.0, prefetch=10,
     )  # fmt: skip
     for _ in range(2 * CLIPS):
@@ -103,7 +114,7 @@ def measure(folder: Path, step_ms: float) -> Waiting:
         time.sleep(step_ms / 1e3)
     seconds, waited, spent = time.perf_counter() - started, stream.waited_seconds - waited, spent - before
     stream.close()
-    return Waiting(step_ms, 1e6 * waited / STEPS, waited / seconds, 1e3 * spent / STEPS)
+    return Waiting(place, step_ms, 1e6 * waited / STEPS, waited / seconds, 1e3 * spent / STEPS)
 
 
 def main() -> None:
@@ -112,16 +123,16 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="also write the file of this machine")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    lines = ["| step | waited for a batch | share | processor time of a batch |", "|---|---|---|---|"]
-    for step_ms in (20.0, 50.0, 200.0):
+    lines = ["| entries in | step | waited for a batch | share | processor time of a batch |", "|---|---|---|---|---|"]
+    for place, step_ms in product(("files", "memory"), (20.0, 50.0, 200.0)):
         rounds = []
         for _ in range(given.rounds):
             with tempfile.TemporaryDirectory() as scratch:
-                rounds.append(measure(Path(scratch), step_ms))
+                rounds.append(measure(Path(scratch), step_ms, place))
         found = statistics.median_low(rounds_by_share := sorted(one.share for one in rounds))
         one = next(round_ for round_ in rounds if round_.share == found)
         lines.append(
-            f"| {step_ms:.0f} ms | {one.waited_us:.0f} µs ({1e2 * rounds_by_share[0]:.3f}-"
+            f"| {place} | {step_ms:.0f} ms | {one.waited_us:.0f} µs ({1e2 * rounds_by_share[0]:.3f}-"
             f"{1e2 * rounds_by_share[-1]:.3f} %) | {1e2 * one.share:.3f} % | {one.loader_ms:.2f} ms |"
         )
     print("\n".join(lines))

@@ -10,10 +10,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final, TypeAlias
 
+import torch
 import zstandard
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -29,6 +32,13 @@ _LARGEST_HEADER_BYTES = 1 << 20
 _LEVEL = 3
 _MARK = b'\\"checksum\\":\\"'  # as it stands in the header, a JSON text within JSON
 _DIGITS = 64
+# As safetensors calls what entries hold.
+_DTYPES: Final[Mapping[str, torch.dtype]] = {
+    "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64, "BOOL": torch.bool,
+    "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
+}  # fmt: skip
+
+Blob: TypeAlias = "bytes | bytearray | mmap.mmap"
 
 
 class DamagedEntryError(Exception):
@@ -62,11 +72,11 @@ def pack_entry(
     return b"".join((blob[:start], digest, blob[start + _DIGITS :]))
 
 
-def unpack_entry(blob: bytes, digest: str, *, verify: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and notes of a blob, in memory of their own.
+def unpack_entry(blob: Blob, digest: str, *, verify: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and notes of a blob; the tensors are views of it, unless it is `bytes`.
 
     Args:
-        blob: All bytes, not compressed.
+        blob: All bytes, not compressed: in memory, or the memory map of a file.
         digest: Fingerprint that the entry must have.
         verify: Whether to compute the checksum (a millisecond per 1 to 2 MB); without it only the key and the
             shapes are compared.
@@ -74,13 +84,32 @@ def unpack_entry(blob: bytes, digest: str, *, verify: bool) -> tuple[dict[str, T
     Raises:
         DamagedEntryError: If the bytes are not what `digest` asks for.
     """
-    notes = peek_entry(io.BytesIO(blob), len(blob), digest)
-    if verify and _checksum(blob) != blob[_checksum_start(blob) :][:_DIGITS].decode("ascii", "replace"):
-        raise DamagedEntryError("its checksum does not match its content")
+    beginning = bytes(blob[: 8 + min(int.from_bytes(blob[:8], "little"), _LARGEST_HEADER_BYTES)])
+    header = read_header(io.BytesIO(beginning), len(blob))
+    notes = _notes_of(header, digest)
+    if verify:
+        start = _checksum_start(blob)
+        if _checksum(blob, start) != blob[start : start + _DIGITS].decode("ascii", "replace"):
+            raise DamagedEntryError("its checksum does not match its content")
     try:
-        return load(blob), notes
+        return load(blob) if isinstance(blob, bytes) else _views(blob, header, len(beginning)), notes
     except (SafetensorError, ValueError, TypeError, KeyError) as error:
         raise DamagedEntryError(f"not readable as safetensors ({error})") from error
+
+
+def _views(blob: bytearray | mmap.mmap, header: Mapping[str, Any], start: int) -> dict[str, Tensor]:
+    """The tensors of a blob whose table ends at `start`, without a copy."""
+    found = {}
+    for name, row in header.items():
+        if name == "__metadata__":
+            continue
+        dtype, (begin, end) = _DTYPES[row["dtype"]], row["data_offsets"]
+        count = math.prod(row["shape"])
+        if not 0 <= begin <= end or count * dtype.itemsize != end - begin:
+            raise ValueError(f"'{name}' has {end - begin} bytes for {count} values")
+        flat = torch.frombuffer(blob, dtype=dtype, count=count, offset=start + begin) if count else torch.empty(0)
+        found[name] = flat.to(dtype).reshape(row["shape"])
+    return found
 
 
 def peek_entry(handle: BinaryIO, size_bytes: int, digest: str) -> dict[str, Any]:
@@ -94,7 +123,10 @@ def peek_entry(handle: BinaryIO, size_bytes: int, digest: str) -> dict[str, Any]
     Raises:
         DamagedEntryError: If the header is not that of this entry, or the length is not what the header says.
     """
-    header = read_header(handle, size_bytes)
+    return _notes_of(read_header(handle, size_bytes), digest)
+
+
+def _notes_of(header: Mapping[str, Any], digest: str) -> dict[str, Any]:
     label = label_of(header)
     if label.get("fingerprint") != digest:
         raise DamagedEntryError("it belongs to another source or to other settings")
@@ -144,7 +176,7 @@ def compress(blob: bytes) -> bytes:
     return zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True).compress(blob)
 
 
-def expand(frame: bytes) -> bytes:
+def expand(frame: bytes | bytearray) -> bytes:
     """The content of one zstd frame.
 
     Raises:
@@ -160,7 +192,7 @@ def expand(frame: bytes) -> bytes:
     return blob
 
 
-def expanded_size(beginning: bytes) -> int:
+def expanded_size(beginning: bytes | bytearray) -> int:
     """Bytes that a zstd frame holds, by its own header.
 
     Raises:
@@ -209,16 +241,15 @@ def kind_of(path: Path) -> str | None:
         return None
 
 
-def _checksum_start(blob: bytes) -> int:
+def _checksum_start(blob: Blob) -> int:
     # The label's keys are sorted and safetensors writes the label first: the first mark is ours.
-    found = blob.find(_MARK)
+    found = blob.find(_MARK, 0)
     if found < 0:
         raise DamagedEntryError("it carries no checksum")
     return found + len(_MARK)
 
 
-def _checksum(blob: bytes) -> str:
-    start = _checksum_start(blob)
+def _checksum(blob: Blob, start: int) -> str:
     view = memoryview(blob)
     digest = hashlib.sha256(view[:start])
     digest.update(b"0" * _DIGITS)

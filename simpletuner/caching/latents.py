@@ -105,6 +105,7 @@ class LatentCache:
         # A file each: what is read in any order has no shard to fill, and needs no closing.
         self._single = Storing("files", settings.storing.compress)
         self._verified: set[Key] = set()
+        self._memory: dict[_Place, Tensor] | None = None
         self._waiting = {place for place in outcome.on_demand if place in self._keys}
         self.left_out = tuple(outcome.left_out.values())
         self.encoded = outcome.encoded
@@ -115,6 +116,10 @@ class LatentCache:
     def holds(self, sample: Sample) -> bool:
         """Whether `sample` has latents, or will have them when it is first read."""
         return _place(sample) in self._keys
+
+    def stay_in_memory(self) -> None:
+        """From now on keep what is read, in its number format."""
+        self._memory = {}
 
     def read(self, sample: Sample) -> Tensor:
         """Normalised latents [C, F, H, W] of `sample`, float32, with the precision in which they are kept.
@@ -129,12 +134,16 @@ class LatentCache:
         place = _place(sample)
         if place not in self._keys and sample.dataset in self._settings.redrawn:
             return as_read(stored_as(self._encode(sample), self._settings.dtype))
+        if self._memory is not None and (kept := self._memory.get(place)) is not None:
+            return as_read(kept)
         key = self._keys[place]
         try:
             latents = self._reader.read(key, verify=key not in self._verified)[0]["latents"]
         except (FileNotFoundError, DamagedEntryError) as error:
             return as_read(stored_as(self._make(sample, key, error), self._settings.dtype))
         self._verified.add(key)
+        if self._memory is not None:
+            latents = self._memory[place] = latents.clone()
         return as_read(latents)
 
     def _make(self, sample: Sample, key: Key, error: Exception) -> Tensor:

@@ -86,11 +86,16 @@ class PromptCache:
         self._emit = emit
         self._verified: set[Key] = set()
         self._memory: dict[str, Features] = {}
+        self._stays = encoder.settings.in_memory
         self._waiting = set(outcome.on_demand)
         self.encoded = outcome.encoded
         self.reused = outcome.reused
         self.on_demand = len(outcome.on_demand)
         self.stale = outcome.stale
+
+    def stay_in_memory(self) -> None:
+        """From now on keep what is read."""
+        self._stays = True
 
     def read(self, text: str) -> Features:
         """Features [L, D] in the encoder's number format, zero at padding, and mask [L] bool, True = real token.
@@ -111,7 +116,7 @@ class PromptCache:
             self._verified.add(key)
         except (FileNotFoundError, DamagedEntryError) as error:
             features = self._make(text, key, error)
-        if self._settings.in_memory:
+        if self._stays:
             self._memory[text] = features
         return features
 
@@ -267,7 +272,7 @@ class _TextEncoder:
 
 
 def _with_padding(tensors: Mapping[str, Tensor]) -> Features:
-    mask, kept = tensors["mask"], tensors["embeds"]
+    mask, kept = tensors["mask"].clone(), tensors["embeds"]
     embeds = torch.zeros((len(mask), *kept.shape[1:]), dtype=kept.dtype)
     embeds[mask] = kept
     return embeds, mask

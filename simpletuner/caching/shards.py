@@ -90,8 +90,8 @@ class ShardReader:
         """The record of a fingerprint."""
         return self._records.get(digest)
 
-    def read(self, record: Record) -> bytes:
-        """The stored payload.
+    def read(self, record: Record) -> bytearray:
+        """The stored payload, in memory of its own: within a shard tensors do not lie where a processor wants them.
 
         Raises:
             FileNotFoundError: If the shard is gone.
@@ -99,7 +99,8 @@ class ShardReader:
         """
         with self._lock:
             content = self._map(record)
-        return content[record.offset + _HEAD.size : record.end]
+        with memoryview(content) as view:
+            return bytearray(view[record.offset + _HEAD.size : record.end])
 
     def open(self, record: Record) -> BinaryIO:
         """The stored payload as a stream, of which only what is asked for is read; see `read` for errors."""

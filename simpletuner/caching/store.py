@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import mmap
 import os
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from simpletuner.caching.entry import (
+    Blob,
     DamagedEntryError,
     compress,
     expand,
@@ -126,7 +129,7 @@ class EntryReader:
             return _peek(handle, os.fstat(handle.fileno()).st_size, key, packed=packed)
 
     def read(self, key: Key, *, verify: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and notes of the entry.
+        """Tensors and notes of the entry; of a file that is not compressed they are views of its memory map.
 
         Args:
             key: Where and what.
@@ -138,13 +141,16 @@ class EntryReader:
         """
         if record := self._record(key):
             payload = self._shards[key.folder].read(record)
-            blob = expand(payload) if record.plain_bytes else payload
+            blob: Blob = expand(payload) if record.plain_bytes else payload
         else:
             with _opened(key) as (handle, packed):
-                # The header is looked at first, so that a huge foreign file is refused before memory is taken.
-                _peek(handle, os.fstat(handle.fileno()).st_size, key, packed=packed)
-                handle.seek(0)
-                blob = expand(handle.read()) if packed else handle.read()
+                if packed:
+                    # The header is looked at first, so that a huge foreign file is refused before memory is taken.
+                    _peek(handle, os.fstat(handle.fileno()).st_size, key, packed=True)
+                    handle.seek(0)
+                    blob = expand(handle.read())
+                else:
+                    blob = _mapped(handle)
         return unpack_entry(blob, key.digest, verify=verify)
 
     def discard(self, key: Key) -> None:
@@ -355,6 +361,19 @@ def _opened(key: Key) -> Iterator[tuple[Any, bool]]:
         raise DamagedEntryError("it is a folder") from None
     with handle:
         yield handle, packed
+
+
+def _mapped(handle: Any) -> Blob:
+    """A whole file as memory, which the system reads when it is looked at.
+
+    Files of entries are replaced, never changed or shortened, so that a map stays what it was when it was opened.
+    """
+    if not os.fstat(handle.fileno()).st_size:
+        return b""
+    if sys.platform == "win32":  # there a mapped file can be neither replaced nor deleted
+        return bytearray(handle.read())
+    # Copied where it is written to, which nobody does: PyTorch does not like memory that it may not write to.
+    return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
 def _peek(handle: Any, size_bytes: int, key: Key, *, packed: bool) -> dict[str, Any]:

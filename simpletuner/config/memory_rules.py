@@ -96,6 +96,18 @@ def _budget(draft: Draft) -> Iterator[Problem]:
         )
 
 
+def _cache_limit(draft: Draft) -> Iterator[Problem]:
+    try:
+        read_size(draft.values["cache_memory_limit"])
+    except ValueError:
+        yield Problem(
+            draft.told("cache_memory_limit"),
+            "It is a size such as 500MB or 2GB, or 0 to keep nothing in memory",
+            "Correct it",
+            draft.place("cache_memory_limit"),
+        )
+
+
 def _whole_models(draft: Draft) -> Iterator[Problem]:
     if draft.values["enable_model_cpu_offload"] and draft.values["model_type"] == "full":
         yield note(
@@ -119,6 +131,7 @@ MEMORY_RULES: tuple[Rule, ...] = (
         _kept_attention,
         "only recomputed blocks have attention to keep",
     ),
+    Rule(("cache_memory_limit",), _cache_limit, "what stays in memory is limited by a size"),
     Rule(("memory_budget",), _budget, "a budget is a size, or auto"),
     Rule(("enable_model_cpu_offload", "model_type"), _whole_models, "only frozen weights are sent away"),
     Rule(

@@ -18,10 +18,13 @@ from simpletuner.data.batches import BatchStream
 from simpletuner.data.sample import Sample
 from simpletuner.events.phases import phase
 from simpletuner.events.types import Event
+from simpletuner.models.cost import cost_source
+from simpletuner.recipes.fitting import machine_of
 from simpletuner.recipes.objective import build_objective
 from simpletuner.recipes.plan import RunPlan
 from simpletuner.recipes.probing import probe_largest
 from simpletuner.recipes.quantized import kept_for_run
+from simpletuner.recipes.residence import kept_bytes
 from simpletuner.recipes.resuming import length_of_run
 from simpletuner.recipes.survey import batch_rules
 from simpletuner.recipes.teaching import prepare_teaching
@@ -34,12 +37,13 @@ from simpletuner.training.step import Objective
 
 @dataclass(frozen=True)
 class Beginning:
-    """What steps are taken with."""
+    """What steps are taken with; `kept_bytes` is what cached clips and captions will take in memory."""
 
     batches: BatchStream
     trainable: Trainable
     objective: Objective
     state: TrainState
+    kept_bytes: int
 
 
 def begin_training(
@@ -67,6 +71,10 @@ def begin_training(
     """
     latents, prompts = caches
     teaching = prepare_teaching(config, plan, host, latents, emit)
+    width = cost_source(str(config.model.model_family)).find(config.model).text_width
+    if kept := kept_bytes(config, plan.all_samples, width, machine_of(host)):
+        latents.stay_in_memory()
+        prompts.stay_in_memory()
     batches = BatchStream(
         samples,
         latents.read,
@@ -93,4 +101,4 @@ def begin_training(
         objective, companions = build_objective(config, plan, trainable, teaching, steps)
         probe_largest(config, plan, host, trainable, objective, companions, batches, steps, emit)
         state = TrainState.begin(trainable, batches, config, steps, companions)
-    return Beginning(batches, trainable, objective, state)
+    return Beginning(batches, trainable, objective, state, kept)

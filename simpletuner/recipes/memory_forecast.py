@@ -15,6 +15,7 @@ from simpletuner.config.sections.memory import clips_per_pass
 from simpletuner.data.sample import BucketKey
 from simpletuner.recipes.disk_plan import AVERAGE_BYTES, trained_values
 from simpletuner.recipes.forecast_task import Task
+from simpletuner.recipes.residence import KEPT, kept_bytes
 from simpletuner.recipes.run_length import video_sizes
 from simpletuner.recipes.streaming_plan import GROUPS_ON_DEVICE
 
@@ -136,8 +137,18 @@ class _Scales:
             "gradients": self._gradients_held() * self._gradient_bytes,
             "activations": self._task.cost.activation_bytes(at_once, self._task.trained),
             "batch": inputs,
+            **self._kept_caches(card),
             "context": card.context_bytes,
         }
+
+    def _kept_caches(self, card: CardRow) -> dict[str, float]:
+        """Cached clips and captions that stay in memory: in that of the machine, which is a CPU's own."""
+        task, data = self._task, self._task.data
+        if data is None or data.is_assumed or not card.per_core:
+            return {}
+        samples = (*data.samples, *data.evaluation)
+        kept = kept_bytes(task.config, samples, task.cost.text_width, task.machine)
+        return {KEPT: float(kept)} if kept else {}
 
     @property
     def _gradient_bytes(self) -> float:

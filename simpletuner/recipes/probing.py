@@ -17,6 +17,7 @@ from simpletuner.recipes.forecast_task import Task
 from simpletuner.recipes.memory_forecast import Memory, forecast_memory
 from simpletuner.recipes.memory_plan import AUTO, budget_card
 from simpletuner.recipes.plan import RunPlan
+from simpletuner.recipes.residence import KEPT
 from simpletuner.recipes.run_length import plan_data, plan_length
 from simpletuner.recipes.streaming_plan import plan_streaming
 from simpletuner.recipes.survey import Survey
@@ -76,7 +77,7 @@ def tell_measured(
 ) -> None:
     """Tell one phase's measured peak of tensors beside its forecast."""
     parts = forecast.phases.get(phase, {})
-    expected = sum(size for part, size in parts.items() if part != "context")
+    expected = sum(size for part, size in parts.items() if part not in ("context", KEPT))
     emit(MemoryMeasured(phase, what, measured_bytes, int(expected), host.memory_bytes))
 
 

@@ -20,6 +20,7 @@ from simpletuner.data.buckets import describe_buckets
 from simpletuner.data.notes import summarize_reasons
 from simpletuner.data.sample import BucketKey, LeftOut, Sample
 from simpletuner.events.types import Event, Noticed, StoryTold
+from simpletuner.events.wording import told_size
 from simpletuner.maths.sigmas import auto_shift
 from simpletuner.models.adapters.layer_names import tell_layers
 from simpletuner.recipes.plan import RunPlan
@@ -67,6 +68,7 @@ def tell_training(
     state: TrainState,
     batches: BatchStream,
     emit: Callable[[Event], None],
+    kept_bytes: int = 0,
 ) -> None:
     """Caches, steps and epochs, trained parameters, where things go."""
     latents, prompts = caches
@@ -79,6 +81,7 @@ def tell_training(
     lines: Lines = (
         ("latents", f"{latents.encoded} encoded now, {latents.reused} reused"),
         ("captions", f"{prompts.encoded} encoded now, {prompts.reused} reused"),
+        *((("in memory", f"both once they have been read, {told_size(kept_bytes)}"),) if kept_bytes else ()),
         (
             "adapter",
             f"{trainable.adapter.describe()}: {trainable.trained_count:,} trained of {trainable.total_count:,} "

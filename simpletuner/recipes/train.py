@@ -166,7 +166,7 @@ def begin_session(
         go_on_from_file(state, config.adapter, batches, run.emit)
     if warning := state.learning_rate.warning():
         run.emit(Noticed("warning", warning))
-    tell_training(config, samples, caches, state, batches, run.emit)
+    tell_training(config, samples, caches, state, batches, run.emit, begun.kept_bytes)
     previewer = open_previewer(config, plan, host, run, autoencoders, samples, latents.read)
     return Session(
         config, plan, host, run, latents, prompts, autoencoders, trainable, state, batches, begun.objective, previewer,

@@ -106,6 +106,13 @@ class CachingSection(Section):
         False, "Keep encoded captions in memory once they have been read.", "已编码字幕读取后留在内存中。",
         level="expert",
     )  # fmt: skip
+    cache_memory_limit: str = option(
+        "2GB",
+        "Encoded clips and captions stay in memory once they have been read, if all of them together take at most this "
+        "much and an eighth of the machine's memory; 0 reads them from the disk each time.",
+        "已编码视频与字幕的总大小不超过此值、也不超过本机内存八分之一时，读取后留在内存；0 表示每次从磁盘读取。",
+        level="advanced",
+    )
     read_batch_size: int = option(
         25, "Files read ahead.", "预读的文件数。", ge=1, level="expert",
         accepted_note="files are read ahead by a fixed small number of batches",

@@ -340,6 +340,28 @@ def test_an_entry_lost_while_training_is_told_and_made_again(
         cache.read(samples[1])
 
 
+def test_latents_may_stay_in_memory(clips: Path, samples: list[Sample], events: list[Event]) -> None:
+    cache = build(clips, samples, events)
+    cache.stay_in_memory()
+    before = [cache.read(sample) for sample in samples]
+    assert entries(clips.parent / "cache")
+    for path in entries(clips.parent / "cache"):  # what was read is there, whatever happens to its file
+        path.write_bytes(b"")
+        path.unlink()
+    assert all(torch.equal(cache.read(sample), one) for sample, one in zip(samples, before, strict=True))
+    before[0].zero_()  # and nobody else's
+    assert cache.read(samples[0]).any()
+
+
+def test_an_empty_file_is_no_entry(clips: Path, samples: list[Sample], events: list[Event]) -> None:
+    cache = build(clips, samples[:1], events)
+    before = cache.read(samples[0])
+    (path,) = entries(clips.parent / "cache")
+    path.write_bytes(b"")
+    assert torch.equal(cache.read(samples[0]), before)
+    assert any("it is made again" in event.text for event in events if isinstance(event, Noticed))
+
+
 def test_a_flipped_bit_is_found_by_the_first_read_and_mended(
     clips: Path, samples: list[Sample], events: list[Event]
 ) -> None:

@@ -53,6 +53,12 @@ def test_each_text_is_encoded_once_and_the_empty_prompt_always(tmp_path: Path, e
     assert torch.equal(embeds, expected)
     assert torch.equal(stored_mask, mask)
     assert stored_mask.dtype == torch.bool
+    again.stay_in_memory()
+    again.read("a red fox")
+    for path in tmp_path.rglob("*.safetensors"):
+        path.write_bytes(b"")
+        path.unlink()
+    assert all(map(torch.equal, again.read("a red fox"), (expected, mask)))
 
 
 def test_trap_24_a_dropped_caption_is_the_true_empty_prompt(tmp_path: Path, events: list[Event]) -> None:

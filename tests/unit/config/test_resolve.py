@@ -223,7 +223,7 @@ SPECIAL = {
     "lycoris_config": "config/lycoris_config.json", "hub_model_id": "owner/name", "optimizer_config": "eps=1e-7",
     "validation_input": None, "init_lora": None, "eval_dataset_id": None, "disk_low_threshold": "20G",
     "validation_preview_decoder": "linear",
-    "memory_budget": "10GB",
+    "memory_budget": "10GB", "cache_memory_limit": "500MB",
     # What needs a file of its own, or another option that does.
     "init_lora_step": None, "init_lora_ema": None, "validation_method": None, "validation_adapter_path": None,
     **dict.fromkeys(SOURCES, "owner/name"),

@@ -12,6 +12,7 @@ import pytest
 from simpletuner.config.catalogs.cards import CARDS, find_card, match_card
 from simpletuner.config.dataset import ClipDataset, TextEmbeds
 from simpletuner.config.run_config import RunConfig, ValidationPrompt
+from simpletuner.config.sections.caching import CachingSection
 from simpletuner.config.sections.checkpoint import CheckpointSection
 from simpletuner.config.sections.memory import MemorySection
 from simpletuner.config.sections.model import ModelSection
@@ -26,6 +27,7 @@ from simpletuner.recipes import streaming_plan
 from simpletuner.recipes.disk_plan import DiskPlan, Volume, caption_tokens, check_disk
 from simpletuner.recipes.forecast import Forecast, choose_cards, forecast_run
 from simpletuner.recipes.forecast_rules import check_forecast
+from simpletuner.recipes.residence import KEPT
 from simpletuner.recipes.survey import Survey
 from simpletuner.runtime import streaming
 from simpletuner.runtime.machine import Machine
@@ -179,6 +181,22 @@ def test_memory_of_the_known_case(tmp_path: Path) -> None:
         memory=MemorySection(gradient_checkpointing=False),
     )  # fmt: skip
     assert whole.cards[0].memory.phases["training"]["activations"] > 9 * parts["activations"]
+
+
+def test_caches_that_stay_in_memory_count_where_it_is_the_cards_own(tmp_path: Path) -> None:
+    def kept(card: str, limit: str, memory_bytes: float = 64e9) -> float:
+        config = run_of(tmp_path, caching=CachingSection(cache_memory_limit=limit))
+        machine = replace(MACHINE, memory_bytes=memory_bytes)
+        found = forecast_run(config, survey_of(*SAMPLES), choose_cards(card, machine), machine)
+        return found.cards[0].memory.phases["training"].get(KEPT, 0.0)
+
+    # 128 channels in bf16 of 6 clips of 768x512@49 and 3 of 512x512@121; features of the caption and of none.
+    size = 6 * 128 * 2 * 7 * 16 * 24 + 3 * 128 * 2 * 16 * 16 * 16
+    texts = len({text for one in SAMPLES for text in one.captions} | {""}) * 128 * 4096 * 2
+    assert kept("cpu", "2GB") == kept("cpu", str(size + texts)) == size + texts
+    assert kept("cpu", str(size + texts - 1)) == kept("cpu", "0") == 0  # all or nothing
+    assert kept("cpu", "2GB", 8 * (size + texts) - 9) == 0  # more than an eighth of the memory
+    assert kept("rtx3090", "2GB") == 0  # they lie beside the card
 
 
 def test_memory_grows_with_the_largest_batch(tmp_path: Path) -> None:
