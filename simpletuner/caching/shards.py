@@ -189,7 +189,7 @@ class ShardWriter:
         self._end = 0
         self._lock = threading.Lock()
 
-    def append(self, kind: str, digest: str, payload: bytes, plain_bytes: int = 0) -> None:
+    def append(self, kind: str, digest: str, payload: bytes | bytearray, plain_bytes: int = 0) -> None:
         """Add one entry; other processes see it at once, whole or not at all.
 
         Raises:
