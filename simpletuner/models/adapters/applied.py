@@ -21,6 +21,7 @@ from simpletuner.core.errors import Problem, UserError
 from simpletuner.models.adapters.lora_file import LayerLora, LoraFile, describe_lora, read_lora_file
 from simpletuner.models.adapters.lycoris import LycorisAdapter
 from simpletuner.models.adapters.lycoris_layouts import read_lycoris_file
+from simpletuner.models.adapters.thin_scale import scale_thinly
 from simpletuner.models.adapters.weights_file import WeightsFile
 from simpletuner.models.family import ModelFamily
 
@@ -152,6 +153,7 @@ def _attach_lora(transformer: nn.Module, name: str, file: LoraFile, strength: fl
     with torch.no_grad():
         for layer_name, lora in file.layers.items():
             _fill(layers[layer_name], name, lora, strength)
+            scale_thinly(layers[layer_name], name)
 
 
 def _fill(layer: LoraLayer, name: str, lora: LayerLora, strength: float) -> None:

@@ -33,6 +33,7 @@ from simpletuner.models.adapters.lora_file import (
     write_lora_file,
 )
 from simpletuner.models.adapters.lora_start import draw_down, split_orthonormal, split_principal
+from simpletuner.models.adapters.thin_scale import scale_thinly
 from simpletuner.models.family import ModelFamily
 from simpletuner.runtime.random import stream_generator
 
@@ -194,6 +195,8 @@ def attach_lora(
     for name, layer in _lora_layers(transformer).items():
         for part in (layer.lora_A, layer.lora_B):
             part.to(dtype)
+        for adapter in layer.lora_A:
+            scale_thinly(layer, adapter)
         _start(layer, settings, stream_generator(seed, f"lora.{name}", 0))
         if keeps_start:
             _activate_both(layer)

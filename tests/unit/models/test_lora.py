@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 
 from simpletuner.config.sections.adapter import AdapterSection
 from simpletuner.core.errors import UserError
@@ -183,3 +184,21 @@ def test_dropout_acts_in_training_only(build, predict):
     assert torch.equal(predict(transformer), predict(transformer))
     transformer.train()
     assert not torch.equal(predict(transformer), predict(transformer))
+
+
+@pytest.mark.parametrize("alpha", [4, 2, 6])
+def test_the_thin_scale_is_pefts_product(build, predict, alpha):
+    """Bit for bit with a factor of 1, up to rounding with others; merged, it is the same weight."""
+    transformer = build(lora_alpha=alpha)
+    disturb(transformer)
+    ours = predict(transformer)
+    layers = [module for module in transformer.modules() if isinstance(module, LoraLayer)]
+    layer = layers[0]
+    before = layer.get_base_layer().weight.clone()
+    merged = layer.lora_variant[lora.ADAPTER].merge_safe(layer, lora.ADAPTER, before)
+    torch.testing.assert_close(layer.lora_variant[lora.ADAPTER].unmerge(layer, lora.ADAPTER, merged), before)
+    assert all(layer.lora_variant.pop(lora.ADAPTER, None) is not None for layer in layers)
+    theirs = predict(transformer)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0 if alpha == 4 else 1e-5)
+    layer.merge(safe_merge=True)
+    assert torch.equal(layer.get_base_layer().weight, merged)
