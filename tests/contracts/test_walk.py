@@ -49,6 +49,10 @@ def test_stop_exists(shown: str, link: str, symbol: str) -> None:
     assert symbol in defined_names(path.read_text(encoding="utf-8")), f"{shown} defines no '{symbol}'"
 
 
+def test_the_chinese_walk_makes_the_same_stops() -> None:
+    assert read_stops(WALK.with_suffix(".zh.md").read_text(encoding="utf-8")) == STOPS
+
+
 def test_paths_named_without_a_link_exist() -> None:
     named = PLAIN_PATH.findall(WALK.read_text(encoding="utf-8"))
     assert named
