@@ -1,6 +1,9 @@
 """How long training waits for a checkpoint, written beside it and in its way, against the length of a step.
 
-`python benchmarks/checkpoint_stall.py` trains a small random checkpoint on the CPU and saves every fourth step.
+`python benchmarks/checkpoint_stall.py` trains a small random checkpoint on the CPU and saves every fourth step. The
+stall is the time between the end of one step and the beginning of the next: copying the run's state; the share of the
+time is that of a run with the usual number of steps between two checkpoints. On the clock it holds whatever the machine
+does besides, the writing thread included; in processor time it is the training thread's own work.
 """
 
 from __future__ import annotations
@@ -74,12 +77,12 @@ def main() -> None:
             way = "beside training" if in_background else "in its way"
             print(
                 f"{way}: step {1e3 * step:.1f} ms, checkpoint {1e3 * whole:.1f} ms, stall {1e3 * stalls:.1f} ms = "
-                f"{stalls / step:.2f} steps ({len(saved)} checkpoints, medians)"
+                f"{stalls / step:.2f} steps, {stalls / step / USUAL_INTERVAL:.4%} of the time with a checkpoint every "
+                f"{USUAL_INTERVAL} steps ({len(saved)} checkpoints, medians)"
             )
             print(
                 f"  processor time of the training thread: step {1e3 * work:.1f} ms, stall {1e3 * stalled:.2f} ms = "
-                f"{stalled / work:.1%} of a step, {stalled / work / USUAL_INTERVAL:.4%} of the time with a checkpoint "
-                f"every {USUAL_INTERVAL} steps"
+                f"{stalled / work:.1%} of a step, {stalled / work / USUAL_INTERVAL:.4%} of the time"
             )
 
 

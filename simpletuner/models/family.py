@@ -6,7 +6,7 @@ A family is a folder `models/<model_family>/` with an object that fulfils `Model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -105,6 +105,9 @@ class Autoencoder(Protocol):
 
     def move(self, device: torch.device) -> None:
         """Go to `device` with all weights, and compute there from now on."""
+
+    def weights(self) -> Iterable[Tensor]:
+        """All tensors that it consists of."""
 
 
 class LatentDecoder(Protocol):

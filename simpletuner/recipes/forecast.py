@@ -151,5 +151,6 @@ def find_trained_part(config: RunConfig, cost: ModelCost) -> TrainedPart:
         checkpointing=config.memory.blocks_recomputed(cost.blocks[0]) / cost.blocks[0],
         stored=stored,
         keeps_attention=config.memory.gradient_checkpointing_keep_attention,
+        fused=config.model.dynamo_backend == "inductor",
         offloads=config.memory.gradient_checkpointing_offload_attention,
     )

@@ -58,7 +58,7 @@ def run_session(session: Session, requests: Requests) -> Outcome:
             recovery.go_back(reason)
             evaluations.look_back()
         seconds = time.monotonic() - started
-        told = [text for text in (pace.summary(), _told_wait(session, seconds)) if text]
+        told = [text for text in (pace.summary(), _told_wait(session, seconds), pace.told_stall(seconds)) if text]
         run.emit(StageFinished("train", state.step, seconds, "; ".join(told)))
         if archive.last_step != state.step:
             archive.save()

@@ -29,6 +29,7 @@ RATES_FILE: Final = "matrix_rates.json"
 WARM_UP_STEPS: Final = 3  # of each start: they compile, and fill caches and allocators
 LEAST_SECONDS: Final = 60.0  # less than that tells nothing about the device
 TOLD_EVERY_SECONDS: Final = 10.0
+STALL_WORTH_TELLING: Final = 0.002  # share of the time; a copy in memory every some hundred steps is far below
 # Bytes per second at which training waits for a checkpoint, estimated: copied in memory, or written to a disk.
 _COPY_RATE: Final = {True: 4e9, False: 5e8}
 
@@ -69,6 +70,13 @@ class Pace:
         self._told, self._told_steps = now, self._steps
         left, forecast = self._left.after(step, self._seconds / self._steps)
         return PaceMeasured(step, *self._rates(), sum(left.values()), left, forecast)
+
+    def told_stall(self, seconds: float) -> str:
+        """How long checkpoints have kept training waiting; empty when that is not worth a word."""
+        stalled = self._left.seconds_of("checkpoint")
+        if not seconds or stalled / seconds < STALL_WORTH_TELLING:
+            return ""
+        return f"checkpoints kept it waiting for {stalled:.1f} s ({stalled / seconds:.1%})"
 
     def _rates(self) -> tuple[float, float, float]:
         """Steps, clips and tokens per second."""

@@ -105,19 +105,22 @@ def has_videos(session: Session, weights: Weights) -> bool:
 def rehearse(session: Session) -> None:
     """Before training, prove that the largest video fits into the device's memory beside what training needs.
 
-    Elsewhere than on CUDA the memory is the machine's, which can be lent from the disk: nothing is proved there.
+    On a CPU the memory is the machine's, which can be lent from the disk: nothing is proved there, but what the video
+    takes is told beside its forecast, unless memory_probe is off.
 
     Raises:
         UserError: If it does not fit.
     """
     config, host = session.config, session.host
-    if host.device.type != "cuda" or not shows_videos(config):
+    if not shows_videos(config) or host.device.type == "mps":
+        return
+    if host.device.type == "cpu" and not config.memory.memory_probe:
         return
     # The states come with the first step; until then their place is kept free.
     states = OPTIMIZERS[config.optimizer.optimizer].state_bytes * session.trainable.trained_count
     found = rehearse_largest(
         _studio(session, lambda: False), session.state.wearing, shown_weights(config)[-1],
-        lambda: _autoencoder(session), config.prompts, host.device, int(states),
+        lambda: _autoencoder(session), config.prompts, host.device, int(states), session.trainable.held_tensors(),
     )  # fmt: skip
     told = f"{found.width}x{found.height} with {found.num_frames} frames"
     forecast = forecast_of(config, session.plan, host)
@@ -126,6 +129,8 @@ def rehearse(session: Session) -> None:
         ("decoding videos", found.decoding_bytes),
     ):
         tell_measured(what, f"a video of {told}", measured, forecast, host, session.run.emit)
+    if host.device.type == "cpu":
+        return
     session.run.emit(
         Noticed(
             "note",

@@ -56,6 +56,11 @@ class TimeLeft:
         spent.times += 1
         spent.seconds += time.monotonic() - started
 
+    def seconds_of(self, work: Work) -> float:
+        """How long training has waited for some work so far."""
+        spent = self._spent.get(_BESIDE[work])
+        return spent.seconds if spent else 0.0
+
     def after(self, step: int, step_seconds: float) -> tuple[dict[str, float], tuple[str, ...]]:
         """Seconds of each kind of work that are left after `step`, and those kinds whose length is a forecast."""
         left = {TRAINING: max(self.total_steps - step, 0) * step_seconds}

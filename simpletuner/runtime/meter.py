@@ -21,7 +21,8 @@ class MemoryMeter:
     """Measures while it is open.
 
     Attributes:
-        peak_bytes: The most that was held at once since it was opened, what was there before included.
+        peak_bytes: The most that was held at once since it was opened, what was there before included; known when
+            it is closed.
     """
 
     def __init__(self, device: torch.device, held: Iterable[Tensor] = ()) -> None:
@@ -40,6 +41,15 @@ class MemoryMeter:
         else:
             torch.cuda.reset_peak_memory_stats(self._device)
         return self
+
+    def begin_anew(self) -> int:
+        """The most since it was opened or begun anew; from now on what comes next is measured."""
+        if self._live is not None:
+            peak, self._live.peak_bytes = self._live.peak_bytes, self._live.live_bytes
+            return peak
+        peak = torch.cuda.max_memory_allocated(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        return peak
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

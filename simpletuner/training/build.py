@@ -115,6 +115,10 @@ class Trainable:
         everything = {id(p): p.numel() for p in (*self.transformer.parameters(), *self.parameters.values())}
         return sum(everything.values())
 
+    def held_tensors(self) -> list[Tensor]:
+        """Everything that lies in memory for it, frozen and trained; some of it twice."""
+        return [*self.transformer.parameters(), *self.transformer.buffers(), *self.parameters.values()]
+
     def tensors(self) -> dict[str, Tensor]:
         """Copies of the trained tensors on the CPU, in their own number format."""
         return {

@@ -1,9 +1,10 @@
-"""Blocks compiled by torch.compile, one graph for all blocks of a kind and each shape they meet.
+"""Blocks compiled by torch.compile, one graph for all blocks and each shape they meet.
 
 Only what is trained is compiled: where no gradient is kept (videos, evaluation), blocks compute as they are, because
 a shape that is seen for a minute does not earn its compilation. Streaming, adapters and recomputing stay outside of
-the graphs and work as without them. The first block is of another kind than the others where nothing before it is
-trained: it needs no gradient of its input.
+the graphs and work as without them. Where nothing before the first block is trained, its input needs no gradient, and
+it would get a graph of its own; it computes that gradient all the same, for nothing. In a LoRA step that is less than
+the products of q, k and v once (0.4 % of a step of 28 blocks), and it halves what must be compiled.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from types import MethodType
 from typing import Any, Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from simpletuner.config.sections.model import ModelSection
 
-# Shapes times kinds of blocks that are kept; torch gives up compiling after 8 otherwise.
+# Shapes whose graphs are kept; torch gives up compiling after 8 otherwise.
 _KEPT_GRAPHS: Final = 256
+_HIDDEN: Final = "hidden_states"
 
 
 class Compilation:
@@ -82,7 +84,9 @@ class Compilation:
 
         def compute(*args: Any, **kwargs: Any) -> Any:
             if torch.is_grad_enabled():
-                return compiled(block, *args, **kwargs)
+                # Diffusers hands the hidden states over by name, and by place where blocks are recomputed.
+                hidden, *rest = args or (kwargs.pop(_HIDDEN),)
+                return compiled(block, _wanting_gradient(hidden), *rest, **kwargs)
             return plain(*args, **kwargs)
 
         return compute
@@ -93,6 +97,11 @@ class Compilation:
     def _end(self, args: Any) -> None:
         self.seconds += time.perf_counter() - self._started
         self.graphs += args.callback_trigger is torch._dynamo.callback.CallbackTrigger.DYNAMO
+
+
+def _wanting_gradient(hidden: Tensor) -> Tensor:
+    """What runs through the blocks, such that every block is traced alike."""
+    return hidden if hidden.requires_grad else hidden.detach().requires_grad_()
 
 
 def compile_blocks(blocks: Sequence[nn.Module], settings: ModelSection) -> Compilation | None:

@@ -178,12 +178,7 @@ def _all_tensors(trainable: Trainable, companions: Companions | None) -> list[Te
     kept: list[Tensor] = []
     if companions is not None:
         companions.tensors(lambda tensor: kept.append(tensor) or tensor)  # type: ignore[func-returns-value]
-    return [
-        *trainable.transformer.parameters(),
-        *trainable.transformer.buffers(),
-        *trainable.parameters.values(),
-        *kept,
-    ]
+    return [*trainable.held_tensors(), *kept]
 
 
 def _does_not_fit(batch: Batch, peak: int | None, limit_bytes: float) -> DoesNotFitError:

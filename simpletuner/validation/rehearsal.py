@@ -6,17 +6,19 @@ held as training will hold by then. What does not fit is an error now, with what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from simpletuner.config.run_config import ValidationPrompt
 from simpletuner.core.errors import UserError
 from simpletuner.models.family import Autoencoder, GenerationStep
-from simpletuner.runtime.host import release_memory, used_memory
+from simpletuner.runtime.host import release_memory
+from simpletuner.runtime.meter import MemoryMeter
 from simpletuner.validation.generate import Studio, VideoJob, make_request
 from simpletuner.validation.names import Weights
 
@@ -46,6 +48,7 @@ def rehearse_largest(
     prompts: Sequence[ValidationPrompt],
     device: torch.device,
     reserved_bytes: int,
+    held: Iterable[Tensor] = (),
 ) -> Rehearsal:
     """Make one step of the largest video and decode it.
 
@@ -57,6 +60,7 @@ def rehearse_largest(
         prompts: What will be shown; one that begins with a picture is taken, because it needs more.
         device: Where memory is counted.
         reserved_bytes: What training will hold beside it and does not hold yet, such as the optimizer's states.
+        held: What it holds already; not asked for on CUDA, whose allocator knows.
 
     Raises:
         UserError: If the memory of the device does not suffice.
@@ -66,26 +70,28 @@ def rehearse_largest(
     prompt = max(prompts, key=lambda one: bool(one.image))
     request = make_request(VideoJob(prompt, width, height, 0, Path()), studio)
     peaks: list[int] = []
-
-    def note(_: GenerationStep) -> None:
-        peaks.append(used_memory(device))
-        _forget_peak(device)
-
-    _forget_peak(device)
     try:
-        held = torch.empty(reserved_bytes, dtype=torch.uint8, device=device)
-        with torch.no_grad(), wearing(weights):
-            studio.family.generate(
-                studio.transformer, studio.source, load_autoencoder(), replace(request, num_inference_steps=1), note
-            )
-        del held
+        autoencoder = load_autoencoder()
+        with MemoryMeter(device, [*held, *autoencoder.weights()]) as meter:
+            reserved = torch.empty(reserved_bytes, dtype=torch.uint8, device=device)
+
+            def note(_: GenerationStep) -> None:
+                peaks.append(meter.begin_anew())
+
+            with torch.no_grad(), wearing(weights):
+                studio.family.generate(
+                    studio.transformer, studio.source, autoencoder, replace(request, num_inference_steps=1), note
+                )
+            del reserved
     except (RuntimeError, MemoryError) as error:
         if not _is_lack_of_memory(error):
             raise
         raise _does_not_fit(width, height, settings.num_frames, is_decoding=bool(peaks)) from error
     finally:
-        release_memory(device)
-    return Rehearsal(width, height, settings.num_frames, max(peaks), used_memory(device))
+        # On the CPU it is gone with its last use, and looking for more takes as long as a small video.
+        if device.type != "cpu":
+            release_memory(device)
+    return Rehearsal(width, height, settings.num_frames, max(peaks), meter.peak_bytes)
 
 
 def _is_lack_of_memory(error: BaseException) -> bool:
@@ -106,8 +112,3 @@ def _does_not_fit(width: int, height: int, num_frames: int, *, is_decoding: bool
         "It was tried before training, because it would fail in the middle of it",
         f"{advice[0].upper()}{advice[1:]}; or validation_disable to true",
     )
-
-
-def _forget_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)

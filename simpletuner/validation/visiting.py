@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -41,6 +41,9 @@ class VisitingAutoencoder:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()  # what it left behind is free for others
 
+    def weights(self) -> Iterable[Tensor]:
+        return self._autoencoder.weights()
+
     @contextlib.contextmanager
     def _here(self) -> Iterator[None]:
         self._autoencoder.move(self._device)
@@ -68,3 +71,6 @@ class LonelyAutoencoder:
 
     def move(self, device: torch.device) -> None:
         self._autoencoder.move(device)
+
+    def weights(self) -> Iterable[Tensor]:
+        return self._autoencoder.weights()

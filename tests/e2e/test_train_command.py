@@ -67,6 +67,11 @@ def test_a_run_leaves_adapter_checkpoints_metrics_and_videos(project: Project, c
         "checkpoint_save", "model_save", "final_validation",
     ]  # fmt: skip
     assert {event["kind"] for event in events} == {"phase_ended", "hardware_found", "hardware_sampled"}
+    memory = list(read_journal(output, kinds=("memory_measured",)))
+    assert [event["phase"] for event in memory] == ["training", "denoising videos", "decoding videos"]
+    assert all(event["measured_bytes"] > 1e6 for event in memory)
+    assert memory[1]["forecast_bytes"] == pytest.approx(memory[1]["measured_bytes"], rel=0.1)
+    assert "decoding videos" in (output / "report.html").read_text()
     paces = list(read_journal(output, kinds=("pace_measured",)))
     assert [pace["step"] for pace in paces[:2]] == [4, 5]  # told again with twice the steps
     left = paces[1]["left"]

@@ -6,6 +6,7 @@ Latents are normalised exactly once, here; everything outside sees normalised la
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from diffusers import AutoencoderKLLTXVideo
@@ -114,6 +115,10 @@ class LTXAutoencoder:
         """Go to `device`; weights and statistics keep their formats."""
         self.model.to(device)
         self._mean, self._std = self._mean.to(device), self._std.to(device)
+
+    def weights(self) -> Iterable[Tensor]:
+        """All tensors that it consists of."""
+        return [*self.model.parameters(), *self.model.buffers(), self._mean, self._std]
 
     def _decode_one(self, raw: Tensor, seed: int, number: int) -> Tensor:
         time = None

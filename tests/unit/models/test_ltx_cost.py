@@ -18,6 +18,7 @@ from simpletuner.models.cost import TrainedPart, cost_source
 from simpletuner.models.ltxvideo.architecture import AUTOENCODERS, TEXT, TRANSFORMERS, Architecture, TransformerShape
 from simpletuner.models.ltxvideo.cost import COST, LTXCost
 from simpletuner.models.ltxvideo.transformer import adapter_targets
+from simpletuner.runtime.meter import LiveTensors
 
 SMALL = {"num_layers": 2, "num_attention_heads": 4, "attention_head_dim": 32, "cross_attention_dim": 128,
          "caption_channels": 64}  # fmt: skip
@@ -80,6 +81,28 @@ def test_autoencoder_counts_exactly(kind: str) -> None:
         model.decoder(latents, time)
     assert cost.encode_clip(96, 64, 17, tiling=False).convolution_flops == encoding.get_total_flops()
     assert cost.decode_clip(96, 64, 17, tiling=False).convolution_flops == decoding.get_total_flops()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("kind", ["A", "B", "C"])
+@pytest.mark.slow
+def test_most_tensors_of_an_autoencoder_at_once(kind: str, dtype: torch.dtype) -> None:
+    """Within 5 %, for a clip of 768x512@49; followed from operation to operation on the meta device."""
+    cost, clip = cost_of({}, kind), (768, 512, 49)
+    with torch.device("meta"):
+        model = AutoencoderKLLTXVideo(**AUTOENCODERS[kind]).to(dtype)
+        pixels, latents = torch.empty(1, 3, 49, 512, 768, dtype=dtype), torch.empty(1, 128, 7, 16, 24, dtype=dtype)
+    time = torch.empty(1, device="meta", dtype=dtype) if kind != "A" else None
+    with torch.no_grad(), LiveTensors([pixels]) as encoding:
+        model.encode(pixels)
+    with torch.no_grad(), LiveTensors([latents]) as decoding:
+        model.decode(latents, time)
+    assert cost.encode_bytes(*clip, tiling=False, value_bytes=dtype.itemsize) == pytest.approx(
+        encoding.peak_bytes, rel=0.05
+    )
+    assert cost.decode_bytes(*clip, tiling=False, value_bytes=dtype.itemsize) == pytest.approx(
+        decoding.peak_bytes, rel=0.05
+    )
 
 
 @pytest.mark.parametrize(("width", "height"), [(640, 512), (512, 512), (960, 544)])

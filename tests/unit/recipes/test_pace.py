@@ -74,6 +74,8 @@ def test_what_is_left_counts_what_recurs_by_its_length_or_its_forecast(monkeypat
             now[0] += seconds
     assert left.after(50, 2.0) == ({"training": 100.0, "checkpoint": 1.5 * 6, "validation": 40.0}, ())
     assert left.after(100, 2.0) == ({"training": 0.0}, ())
+    assert left.seconds_of("checkpoint") == left.seconds_of("rolling") == 3.0
+    assert left.seconds_of("evaluation") == 0.0
     assert asked == [2.0]
 
 

@@ -29,16 +29,19 @@ def studio(family: NoiseFamily, prompt_cache: PromptCache, settings: ValidationS
 
 
 def rehearse(studio: Studio, family: NoiseFamily, reserved_bytes: int = 0, **more: Any) -> Rehearsal:
-    return rehearse_largest(studio, family.model.wearing, "adapter", object, PROMPTS, CPU, reserved_bytes, **more)  # type: ignore[arg-type]
+    return rehearse_largest(studio, family.model.wearing, "adapter", Traveller, PROMPTS, CPU, reserved_bytes, **more)
 
 
 def test_the_largest_size_gets_one_step_and_one_decoding(studio: Studio, family: NoiseFamily) -> None:
     found = rehearse(studio, family)
-    (request,) = family.requests
+    request = family.requests[0]
     assert (request.width, request.height, request.num_inference_steps) == (96, 160, 1)
     assert (found.width, found.height, found.num_frames) == (96, 160, 9)
     assert found.denoising_bytes > 0
     assert found.decoding_bytes > 0
+    more = rehearse(studio, family, 5000, held=[torch.zeros(300)])
+    assert more.denoising_bytes == found.denoising_bytes + 5000 + 1200
+    assert more.decoding_bytes == found.decoding_bytes + 5000 + 1200
 
 
 def test_memory_that_training_will_need_is_held_meanwhile(studio: Studio, family: NoiseFamily) -> None:
@@ -93,6 +96,12 @@ class Traveller:
 
     def move(self, device: torch.device) -> None:
         self.log.append(str(device))
+
+    def drop_encoder(self) -> None:
+        self.log.append("drop")
+
+    def weights(self) -> list[Tensor]:
+        return [torch.zeros(10)]
 
 
 def test_a_visitor_is_there_only_while_it_works() -> None:
