@@ -1,4 +1,4 @@
-"""Stage 6: put the trained parts together as a checkpoint in the Diffusers layout, in bf16, as the package ships it.
+"""Stage 7: put the trained parts together as a checkpoint in the Diffusers layout, in bf16, as the package ships it.
 
 python -m tools.demo_model.assemble --folder RUNS --to simpletuner/demo_model
 """
@@ -19,7 +19,7 @@ from simpletuner.config.catalogs.previews import CHECKPOINT_DECODER
 from simpletuner.core.files import staged_folder
 from simpletuner.models.ltxvideo.miniature import write_index, write_tokenizer
 from simpletuner.models.ltxvideo.sampling import build_scheduler
-from tools.demo_model.parts import build_generator, load_average, tokenizer, vocabulary
+from tools.demo_model.parts import average_of, build_generator, load_latest, tokenizer, vocabulary
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
 def assemble(runs: Path, folder: Path) -> None:
     """Write the checkpoint; one that is there is replaced."""
     words = vocabulary()
-    autoencoder = load_average(decoder_state(runs), enlarge=not later_decoder(runs).exists())
+    autoencoder = load_latest(runs)
     statistics = load_file(runs / "latents.safetensors")
     with torch.no_grad():
         autoencoder.latents_mean.copy_(statistics["mean"])
@@ -52,26 +52,11 @@ def assemble(runs: Path, folder: Path) -> None:
             _in_bf16(module).save_pretrained(staging / part)
         write_tokenizer(staging / "tokenizer", words)
         build_scheduler("linear_quadratic", num_inference_steps=20).save_pretrained(staging / "scheduler")
-        shutil.copyfile(runs / "preview_decoder.safetensors", staging / CHECKPOINT_DECODER)
+        if (preview := runs / "preview_decoder.safetensors").exists():
+            shutil.copyfile(preview, staging / CHECKPOINT_DECODER)
         write_index(staging, "LTXConditionPipeline")
         for path in staging.rglob("*.json"):
             _without_machine(path)
-
-
-def decoder_state(runs: Path) -> Path:
-    """The autoencoder with the decoder's last training, where there was any."""
-    later = later_decoder(runs)
-    return later if later.exists() else runs / "autoencoder.safetensors"
-
-
-def later_decoder(runs: Path) -> Path:
-    """Where stage 3 keeps its state."""
-    return runs / "decoder.safetensors"
-
-
-def average_of(state: Path, name: str) -> dict[str, torch.Tensor]:
-    prefix = f"average.{name}."
-    return {key.removeprefix(prefix): value for key, value in load_file(state).items() if key.startswith(prefix)}
 
 
 def _in_bf16(module: nn.Module) -> nn.Module:

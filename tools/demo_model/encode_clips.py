@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from simpletuner.data.world import draw_scene, render_clip
-from tools.demo_model.parts import FRAMES, HEIGHT, WIDTH, Log, add_team_arguments, load_average, pixels
+from tools.demo_model.parts import FRAMES, HEIGHT, WIDTH, Log, add_team_arguments, load_latest, pixels
 
 SEED = 6
 CLIPS, HELD_OUT = 5000, 1_000_000
@@ -47,7 +47,7 @@ def numbers(clips: int) -> list[int]:
 
 def encode(folder: Path, mine: list[int], log: Log) -> Tensor:
     """Raw latents [N, C, f, h, w] in float16."""
-    model = load_average(folder / "autoencoder.safetensors").to(torch.bfloat16)
+    model = load_latest(folder).to(torch.bfloat16)
     model = model.to(memory_format=torch.channels_last_3d)
     rows = []
     for number in mine:

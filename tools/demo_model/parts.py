@@ -120,15 +120,27 @@ def load_average(state: Path, *, enlarge: bool = True) -> AutoencoderKLLTXVideo:
     `enlarge`: its latents are still those of stage 1 (see `LATENT_SCALE`).
     """
     model = build_autoencoder(0).eval()
-    prefix = "average.vae."
-    weights = {k.removeprefix(prefix): v for k, v in load_file(state).items() if k.startswith(prefix)}
-    model.load_state_dict(weights)
+    model.load_state_dict(average_of(state, "vae"))
     if enlarge:
         enlarge_latents(model)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.bfloat16().float())
     return model
+
+
+def average_of(state: Path, name: str) -> dict[str, Tensor]:
+    """The averaged weights of a part of a training state."""
+    prefix = f"average.{name}."
+    return {key.removeprefix(prefix): value for key, value in load_file(state).items() if key.startswith(prefix)}
+
+
+def load_latest(folder: Path) -> AutoencoderKLLTXVideo:
+    """The autoencoder as the last stage that trained it left it: both together, the decoder alone, or the first."""
+    for later in ("together.safetensors", "decoder.safetensors"):
+        if (folder / later).exists():
+            return load_average(folder / later, enlarge=False)
+    return load_average(folder / "autoencoder.safetensors")
 
 
 def pixels(pictures: np.ndarray) -> Tensor:

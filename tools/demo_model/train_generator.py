@@ -1,4 +1,4 @@
-"""Stage 4: text encoder and transformer together, from scratch, on the encoded clips; goes on where it stopped.
+"""Stage 5: text encoder and transformer together, from scratch, on the encoded clips; goes on where it stopped.
 
     python -m tools.demo_model.train_generator --folder RUNS
 
@@ -40,6 +40,7 @@ from tools.demo_model.parts import (
     Log,
     Team,
     add_team_arguments,
+    average_of,
     build_generator,
     load_state,
     save_state,
@@ -62,12 +63,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--save-every", type=int, default=500)
     parser.add_argument("--compile", action="store_true", help="let torch compile the loss")
+    parser.add_argument("--start-from", type=Path, help="state whose averaged weights a fresh run begins with")
+    parser.add_argument("--rate", type=float, default=1.0, help="share of the usual learning rates")
     add_team_arguments(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     team = Team(arguments.folder / "generator_team", arguments.process, arguments.processes)
     compute = torch.compile(batch_loss, dynamic=False) if arguments.compile else batch_loss
-    train(arguments.folder, arguments.steps, arguments.save_every, team, compute)
+    train(arguments, team, compute)
 
 
 class Clips:
@@ -91,10 +94,13 @@ def tokenize(words: Any, captions: list[str]) -> tuple[Tensor, Tensor]:
     return tokens.input_ids, tokens.attention_mask.bool()
 
 
-def train(folder: Path, steps: int, save_every: int, team: Team, compute: Callable[..., Tensor]) -> None:
+def train(arguments: argparse.Namespace, team: Team, compute: Callable[..., Tensor]) -> None:
+    folder, steps, save_every = arguments.folder, arguments.steps, arguments.save_every
     log = Log(folder / f"generator.{team.process}.jsonl")
     clips = Clips(folder)
     model = build_generator(SEED, clips.pieces)
+    if arguments.start_from is not None:
+        model.load_state_dict(average_of(arguments.start_from, "generator"))
     worker = copy.deepcopy(model).to(torch.bfloat16)
     modules, average = {"generator": model}, {"generator": Average(model, 0.998)}
     optimizer = Muon(
@@ -107,7 +113,7 @@ def train(folder: Path, steps: int, save_every: int, team: Team, compute: Callab
     recent, start = [], time.process_time()
     for step in range(done, steps):
         for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * learning_rate_share(step, steps)
+            group["lr"] = arguments.rate * group["peak"] * learning_rate_share(step, steps)
         worker.zero_grad()
         batch = draw_batch(clips, step, team)
         with sdpa_kernel(SDPBackend.MATH):  # twice as fast as flash attention for so few tokens on a CPU

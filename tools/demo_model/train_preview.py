@@ -1,8 +1,8 @@
-"""Stage 5: a tiny decoder of the demo's latents for previews, in the TAE layout.
+"""Stage 6: a tiny decoder of the demo's latents for previews, in the TAE layout.
 
     python -m tools.demo_model.train_preview --folder RUNS
 
-Learns from the clips and latents that stage 3 has kept.
+Learns from clips of the rich kind, encoded once.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.nn import functional
 
 from simpletuner.models.ltxvideo.tiny_decoder import TinyDecoder, save_tiny_decoder
 from simpletuner.runtime.seeds import stream_seed
-from tools.demo_model.parts import Log, pixels, rich_clip
+from tools.demo_model.parts import Log, load_latest, pixels, rich_clip
 from tools.demo_model.train_autoencoder import SEED
-from tools.demo_model.train_decoder import CLIPS
 
+CLIPS = 1000
 WIDTHS = (24, 16, 12, 12)
 LEARNING_RATE, WARM_UP, BATCH = 3e-3, 50, 2
 
@@ -30,14 +31,12 @@ LEARNING_RATE, WARM_UP, BATCH = 3e-3, 50, 2
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=3000)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     log = Log(arguments.folder / "preview.jsonl")
-    stored = load_file(arguments.folder / "latents.safetensors")
-    mean, deviation = (stored[name].view(1, -1, 1, 1, 1) for name in ("mean", "deviation"))
-    latents = (load_file(arguments.folder / "decoder_latents.0.safetensors")["latents"].float() - mean) / deviation
-    clips = [rich_clip(SEED + 1, number) for number in range(CLIPS)]
+    clips = [rich_clip(SEED + 2, number) for number in range(CLIPS)]
+    latents = encoded(arguments.folder, clips)
     torch.manual_seed(stream_seed(SEED, "demo_model.preview", 0))
     model = TinyDecoder(latents.shape[1], WIDTHS)
     optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99))
@@ -59,6 +58,19 @@ def main() -> None:
             psnr = -10 * math.log10(float(np.mean(recent[-50:])))
             log(step=step + 1, psnr=round(psnr, 2), cpu=round(time.process_time() - start))
     save_tiny_decoder(model.to(torch.bfloat16), arguments.folder / "preview_decoder.safetensors")
+
+
+def encoded(folder: Path, clips: list[np.ndarray]) -> Tensor:
+    """Normalised latents [N, C, f, h, w] of the clips; kept beside the stage's log."""
+    kept = folder / "preview_latents.safetensors"
+    if not kept.exists():
+        model = load_latest(folder).to(torch.bfloat16).to(memory_format=torch.channels_last_3d)
+        with torch.no_grad():
+            rows = [model.encode(pixels(clip)[None].bfloat16()).latent_dist.mode()[0] for clip in clips]
+        save_file({"latents": torch.stack(rows)}, kept)
+    stored = load_file(folder / "latents.safetensors")
+    mean, deviation = (stored[name].view(1, -1, 1, 1, 1) for name in ("mean", "deviation"))
+    return (load_file(kept)["latents"].float() - mean) / deviation
 
 
 if __name__ == "__main__":
