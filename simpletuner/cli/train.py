@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,11 @@ def run(words: list[str]) -> int:
     if complaint:
         sys.stderr.write(complaint + "\n")
     config = resolve_config(words, environment, Path.cwd())
-    from simpletuner.recipes import train
+    gc.disable()  # imports make hundreds of thousands of objects and hardly any garbage
+    try:
+        from simpletuner.recipes import train
+    finally:
+        gc.enable()
 
     start: Callable[[RunConfig], int] = train.train_from_config
     return start(config)

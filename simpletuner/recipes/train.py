@@ -42,7 +42,7 @@ from simpletuner.recipes.starting import go_on_from_file
 from simpletuner.recipes.story import tell_plan, tell_training
 from simpletuner.recipes.survey import check_sizes
 from simpletuner.runtime.absence import Absence
-from simpletuner.runtime.host import Host, allow_tf32, find_host
+from simpletuner.runtime.host import Host, allow_tf32, find_host, spare_collections
 from simpletuner.runtime.lock import hold_folder
 from simpletuner.runtime.signals import listen_to_signals
 from simpletuner.training.checkpoint import (
@@ -90,6 +90,7 @@ def train_from_config(config: RunConfig, advice: str = ADVICE) -> int:
             listen_to_signals(lambda text: run.emit(Noticed("note", text))) as requests,
         ):
             config, plan = open_plan(config, host, run)
+            spare_collections()
             config = with_first_frames(config, plan, run.emit)
             check_publishing(config, run.emit)
             autoencoders = AutoencoderShelf(config, plan, host)

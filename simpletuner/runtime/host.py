@@ -77,6 +77,16 @@ def _own_process() -> psutil.Process:
     return psutil.Process()
 
 
+def spare_collections() -> None:
+    """Let garbage collections pass over everything that is there now: hundreds of thousands of objects of libraries.
+
+    To be asked for when these are imported and no model is loaded yet. Once per process: later calls would keep what
+    an earlier run has left.
+    """
+    if not gc.get_freeze_count():
+        gc.freeze()
+
+
 def release_memory(device: torch.device) -> None:
     """Give back what dropped models held, so that the next one finds room."""
     gc.collect()

@@ -131,8 +131,10 @@ def test_no_more_graphs_than_shapes(source: Any, dynamic: bool) -> None:
 @pytest.mark.parametrize(
     ("options", "tolerance"),
     [
-        ({"mixed_precision": "no"}, 1e-5),
-        ({"mixed_precision": "no", "gradient_checkpointing": True, **STREAMED}, 1e-5),
+        # The small model's gradients are differences of large sums: in float32 the plain blocks are 2.7e-3 from those
+        # in float64 themselves, and the kernels 2.0e-4 from the plain blocks.
+        ({"mixed_precision": "no"}, 1e-3),
+        ({"mixed_precision": "no", "gradient_checkpointing": True, **STREAMED}, 1e-3),
         ({}, 2e-2),  # bfloat16: what is computed in one kernel is rounded once
         ({"gradient_checkpointing_blocks": 1, "precision": "int8-quanto"}, 2e-2),
     ],
