@@ -28,7 +28,7 @@ Method = Literal["lora", "full", "lycoris", "i2v"]
 
 # What each way of training needs beside the common settings.
 _METHODS: dict[Method, dict[str, Any]] = {
-    "lora": {"model_type": "lora", "lora_rank": 16, "lora_targets": "all", "learning_rate": 2e-3},
+    "lora": {"model_type": "lora", "lora_rank": 16, "lora_targets": "all", "learning_rate": 3e-3},
     "full": {"model_type": "full", "learning_rate": 3e-4},
     "lycoris": {"model_type": "lora", "lora_type": "lycoris", "learning_rate": 2e-3},
     "i2v": {
@@ -70,7 +70,7 @@ class Demo:
     method: Method = "lora"
     style: str | None = "film"
     subject: bool = False
-    steps: int = 300
+    steps: int = 400
 
     @property
     def clips(self) -> dict[str, Any]:
