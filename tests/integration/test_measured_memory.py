@@ -137,7 +137,7 @@ def test_a_budget_turns_the_dial(tmp_path: Path) -> None:
     told: list[str] = []
     measured, _ = measure_and_forecast(tmp_path, CASES["float32, nothing recomputed"], 0.8 * whole, told.append)
     assert measured < 0.8 * whole
-    assert "of 6 blocks are recomputed from here on" in told[-1]
+    assert "of 6 blocks are computed again in the backward pass" in told[-1]
 
 
 @pytest.mark.slow
