@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -372,8 +371,9 @@ def test_unread_media_are_unusable_media() -> None:
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_known_files_in_twenty_seconds(tmp_path: Path) -> None:
-    """Clips and captions of 100 bytes, headers put into the index by hand; under 500 MB."""
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of this process's memory from /proc")
+def test_a_hundred_thousand_known_files_take_little_memory(tmp_path: Path) -> None:
+    """Clips and captions of 100 bytes, headers put into the index by hand; for the time: benchmarks/data_scale.py."""
     data, cache = tmp_path / "data", tmp_path / "cache"
     for folder in range(100):
         (data / f"{folder:02}").mkdir(parents=True)
@@ -386,13 +386,11 @@ def test_a_hundred_thousand_known_files_in_twenty_seconds(tmp_path: Path) -> Non
     infos = [MediaInfo("video", 128, 96, 25.0, 9, 0.36, 0, 1.0, "h264", 100, file.version) for file in files]
     with open_index(dataset) as index:
         index.save_media([(file, info, "") for file, info in zip(files, infos, strict=True)])
-    script = FIND + "\nimport resource\nsys.stdout.write(f' {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}')"
+    # Not getrusage: that counts what this process held when it started the other one.
+    script = FIND + "\nsys.stdout.write(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0].rjust(12))"
     for _ in range(2):  # the second one knows the captions as well
-        begun = time.perf_counter()
         done = subprocess.run([sys.executable, "-c", script, str(data), str(cache)], capture_output=True, text=True,
                               check=True)  # fmt: skip
-        seconds = time.perf_counter() - begun
     answer, _, peak_kib = done.stdout.splitlines()[-1].rpartition(" ")
     assert json.loads(answer) == [100_000, []]
-    assert seconds < 20
     assert int(peak_kib) < 500_000
