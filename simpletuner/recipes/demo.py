@@ -28,9 +28,9 @@ Method = Literal["lora", "full", "lycoris", "i2v"]
 
 # What each way of training needs beside the common settings.
 _METHODS: dict[Method, dict[str, Any]] = {
-    "lora": {"model_type": "lora", "lora_rank": 16, "lora_targets": "all", "learning_rate": 3e-3},
-    "full": {"model_type": "full", "learning_rate": 3e-4},
-    "lycoris": {"model_type": "lora", "lora_type": "lycoris", "learning_rate": 2e-3},
+    "lora": {"model_type": "lora", "lora_rank": 16, "lora_targets": "all", "learning_rate": 6e-3},
+    "full": {"model_type": "full", "learning_rate": 2e-3},
+    "lycoris": {"model_type": "lora", "lora_type": "lycoris", "learning_rate": 2e-2},
     "i2v": {
         "model_type": "lora",
         "lora_rank": 16,
@@ -41,7 +41,7 @@ _METHODS: dict[Method, dict[str, Any]] = {
         "ltx_i2v_prob": 0.7,
     },
 }
-_LYCORIS = {"algo": "lokr", "multiplier": 1.0, "linear_dim": 16, "linear_alpha": 1, "full_matrix": True, "factor": 8}
+_LYCORIS = {"algo": "lokr", "multiplier": 1.0, "linear_dim": 16, "linear_alpha": 1, "full_matrix": True, "factor": 2}
 # Lively colours, far from the ground's also where only their brightness is left.
 _PROMPTS = {
     "circle-right": "A large orange circle moves right across a teal background.",
@@ -70,7 +70,7 @@ class Demo:
     method: Method = "lora"
     style: str | None = "film"
     subject: bool = False
-    steps: int = 400
+    steps: int = 500
 
     @property
     def clips(self) -> dict[str, Any]:
@@ -161,6 +161,8 @@ def demo_config(output: Path, demo: Demo) -> dict[str, Any]:
         "validation_num_video_frames": FRAMES,
         "validation_num_inference_steps": 20,
         "validation_negative_prompt": "",
+        # Enough for prompts to be followed; more also enlarges the colours that the clips have taken away.
+        "validation_guidance": 2.0,
         "framerate": RATE,
         "tracker_run_name": "demo",
         **_METHODS[demo.method],

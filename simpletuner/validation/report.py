@@ -139,6 +139,8 @@ def run_title(run_folder: Path) -> str:
 def _headline(record: RunRecord) -> str:
     rank, kind = record.option("lora_rank"), record.option("model_type")
     what = f"LoRA of rank {rank}" if kind == "lora" and rank else "Model"
+    if kind == "lora" and record.option("lora_type") == "lycoris":  # has ranks of its own, in its own file
+        what = "LyCORIS adapter"
     release = record.option("model_flavour")
     on = f" for LTX-Video {release}" if release else ""
     steps = f"{record.last_step} step{'s' if record.last_step != 1 else ''}"

@@ -182,13 +182,17 @@ def test_a_moved_folder_still_shows_its_videos(folder: Path, tmp_path: Path) -> 
     assert page.tags.count("video") == 2
 
 
-def test_a_run_without_an_end_is_not_called_finished(tmp_path: Path) -> None:
+def test_a_run_without_an_end_is_not_called_finished_nor_a_lycoris_adapter_a_lora(tmp_path: Path) -> None:
     make_run(tmp_path, ends=False)
+    adapter = {**DOCUMENT["options"]["adapter"], "lora_type": {"value": "lycoris", "origin": "config/config.json:5"}}
+    document = {"options": {**DOCUMENT["options"], "adapter": adapter}}
+    (tmp_path / "resolved_config.json").write_text(json.dumps(document), encoding="utf-8")
     record = read_run(tmp_path)
     assert (record.outcome, record.last_step, record.checkpoints) == ("unfinished", 40, (40,))
     text = Page(write_report(tmp_path, title="Demo").read_text(encoding="utf-8")).text
     assert "Not finished yet" in text
     assert "the checkpoint of step 40" in text
+    assert "LyCORIS adapter for LTX-Video 0.9.5: 40 steps" in text
 
 
 def test_a_resumed_run_is_one_story(tmp_path: Path) -> None:
