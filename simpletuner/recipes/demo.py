@@ -119,7 +119,8 @@ def demo_files(output: Path, demo: Demo) -> dict[str, Any]:
     if demo.method == "lycoris":
         files["lycoris_config.json"] = _LYCORIS
     if demo.method == "i2v":
-        clips = [output / "held-out" / f"clip-{number:03d}" for number in range(3)]
+        # The page shows the first one large; in old film clip 0 is grey on grey.
+        clips = [output / "held-out" / f"clip-{number:03d}" for number in (1, 2, 0)]
         files["inputs.json"] = [
             {
                 "path": f"{clip}.mp4",
