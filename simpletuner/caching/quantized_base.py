@@ -35,7 +35,7 @@ from simpletuner.models.precision.quantize import (
 FOLDER = "quantized"
 WEIGHTS_NAME, FACTS_NAME = "weights.safetensors", "facts.json"
 # Raise it when layers are chosen or stored otherwise for the same facts.
-RECIPE = 1
+RECIPE = 2
 _PART = "::"  # between a layer and a part of its stored weight
 
 
