@@ -12,7 +12,6 @@ import functools
 import http.client
 import io
 import json
-import os
 import socket
 import ssl
 import threading
@@ -28,6 +27,7 @@ from typing import IO, Any
 
 from PIL import Image
 
+from simpletuner.config.sources import process_environment
 from simpletuner.config.webhook_file import Webhook
 from simpletuner.events.lines import encode_line
 from simpletuner.events.sinks.webhook_messages import Message
@@ -263,7 +263,9 @@ def _opener(clock: _Clock, verified: bool) -> urllib.request.OpenerDirector:
             urllib.request.AbstractHTTPHandler.__init__(self)
 
         def https_open(self, request: urllib.request.Request) -> Any:
-            return self.do_open(Secure, request, context=_trust(verified, *map(os.environ.get, _CERTIFICATES)))
+            return self.do_open(
+                Secure, request, context=_trust(verified, *map(process_environment().get, _CERTIFICATES))
+            )
 
     return urllib.request.build_opener(_NoRedirects, PlainDoor, SecureDoor)
 
