@@ -134,8 +134,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         cut = len(body) if fault is None or fault.cut_after < 0 else fault.cut_after
+        self.request_seen.sent_bytes += min(cut, len(body))  # before the other side can have seen the last of them
         self.wfile.write(body[:cut])
-        self.request_seen.sent_bytes += min(cut, len(body))
         if cut < len(body):
             self.close_connection = True
 
