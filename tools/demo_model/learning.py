@@ -123,6 +123,11 @@ def scenes_not_trained(count: int, style: str) -> list[Scene]:
     return list(found.values())
 
 
+# Most saturation of a learnt look, as a share of the base's: what the demo's LoRA is asked for. The autoencoder alone
+# leaves 11 %, so the two others are asked for a fifth.
+GREY: dict[str, float] = {"lora": 0.15, "lycoris": 0.2, "full": 0.2}
+
+
 def look(bench: Bench, method: Literal["lora", "lycoris", "full"]) -> Found:
     """Old film: colour goes, motion stays."""
     scenes, library = scenes_not_trained(PROMPTS, Demo.style), bench.folder / "prompts.json"
@@ -138,7 +143,7 @@ def look(bench: Bench, method: Literal["lora", "lycoris", "full"]) -> Found:
     return Found(
         f"saturation {share:.0%} of the base's; motion right in {kept} of {len(after)} (base {before})",
         {
-            "saturation falls below 15 % of the base's": share < 0.15,
+            f"saturation falls below {GREY[method]:.0%} of the base's": share < GREY[method],
             "motion stays right in 80 % of the videos": kept >= 0.8 * len(after),
         },
     )
