@@ -54,7 +54,9 @@ def test_brighter_light_is_never_shown_darker_and_both_curves_agree(
     light: list[float], less: float, curve: str
 ) -> None:
     bright = shown(FROM_BT709 @ light, curve)
-    assert all(one >= other - 1 for one, other in zip(bright, shown(FROM_BT709 @ light * less, curve), strict=True))
+    dim = shown(FROM_BT709 @ light * less, curve)
+    # Beside a bright colour, a channel without light is the rest of two rounded ones: black up to a few steps.
+    assert all(one >= other - (1 if other > 4 else 4) for one, other in zip(bright, dim, strict=True))
     assert bright == pytest.approx(shown(FROM_BT709 @ light, "PQ"), abs=2)
 
 
