@@ -82,30 +82,24 @@ def _idle(draft: Draft) -> Iterator[Problem]:
 
 
 def _budget(draft: Draft) -> Iterator[Problem]:
-    written = draft.values["memory_budget"]
-    if not written or written == "auto":
-        return
-    try:
-        read_size(written)
-    except ValueError:
-        yield Problem(
-            draft.told("memory_budget"),
-            "It is a size such as 10GB or 22GiB, or auto for all of this machine's card",
-            "Correct it",
-            draft.place("memory_budget"),
+    if draft.values["memory_budget"] not in (None, "", "auto"):
+        yield from _no_size(
+            draft, "memory_budget", "It is a size such as 10GB or 22GiB, or auto for all of this machine's card"
         )
 
 
 def _cache_limit(draft: Draft) -> Iterator[Problem]:
+    yield from _no_size(
+        draft, "cache_memory_limit", "It is a size such as 500MB or 2GB, or 0 to keep nothing in memory"
+    )
+
+
+def _no_size(draft: Draft, option: str, rule: str) -> Iterator[Problem]:
+    """The problem of an option that cannot be read as a size."""
     try:
-        read_size(draft.values["cache_memory_limit"])
+        read_size(draft.values[option])
     except ValueError:
-        yield Problem(
-            draft.told("cache_memory_limit"),
-            "It is a size such as 500MB or 2GB, or 0 to keep nothing in memory",
-            "Correct it",
-            draft.place("cache_memory_limit"),
-        )
+        yield Problem(draft.told(option), rule, "Correct it", draft.place(option))
 
 
 def _whole_models(draft: Draft) -> Iterator[Problem]:
