@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simpletuner.cli.logs import set_up_logging
+from simpletuner.cli.logs import begin_logging
 from simpletuner.cli.progress import LateProgress
 from simpletuner.cli.tell import console_for
 from simpletuner.config.resolve import resolve_config
 from simpletuner.config.run_config import RunConfig
-from simpletuner.config.sources import log_level, process_environment
+from simpletuner.config.sources import process_environment
 from simpletuner.core.errors import ExitCode, UserError
 from simpletuner.events.wording import told_size
 
@@ -62,9 +62,7 @@ def run(words: list[str]) -> int:
         raise UserError(
             f"`simpletuner cache {words[0]}`", "There is no such action", f"Write one of: {', '.join(actions)}"
         )
-    complaint = set_up_logging(log_level(process_environment()))
-    if complaint:
-        sys.stderr.write(complaint + "\n")
+    begin_logging()
     return actions[words[0]](words[1:])
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from simpletuner.cli.logs import set_up_logging
-from simpletuner.config.sources import log_level, process_environment
+from simpletuner.cli.logs import begin_logging
 from simpletuner.core.files import ensure_writable
 
 # As in data/world_styles.py, which `--help` must not import (it needs numpy); a test compares them.
@@ -30,9 +28,7 @@ def run(words: list[str]) -> int:
     method.add_argument("--lycoris", action="store_true", help="train a LyCORIS adapter (LoKr) instead of a LoRA")
     method.add_argument("--i2v", action="store_true", help="train videos that begin with a given picture")
     arguments = parser.parse_args(words)
-    complaint = set_up_logging(log_level(process_environment()))
-    if complaint:
-        sys.stderr.write(complaint + "\n")
+    begin_logging()
     ensure_writable(arguments.output, "output folder")
     from simpletuner.recipes.demo import Demo, Method, run_demo
 

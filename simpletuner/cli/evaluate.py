@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from simpletuner.cli.logs import set_up_logging
+from simpletuner.cli.logs import begin_logging
 from simpletuner.cli.tell import console_for
 from simpletuner.config.resolve import resolve_config
-from simpletuner.config.sources import log_level, process_environment
+from simpletuner.config.sources import process_environment
 from simpletuner.core.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -43,9 +43,7 @@ def run(words: list[str]) -> int:
     if "-h" in words or "--help" in words:
         sys.stdout.write(USAGE)
         return ExitCode.OK
-    complaint = set_up_logging(log_level(process_environment()))
-    if complaint:
-        sys.stderr.write(complaint + "\n")
+    begin_logging()
     parser = argparse.ArgumentParser("simpletuner evaluate", allow_abbrev=False, add_help=False)
     parser.add_argument("--json", action="store_true")
     own, rest = parser.parse_known_args(words)

@@ -6,9 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from simpletuner.cli.logs import set_up_logging
+from simpletuner.cli.logs import begin_logging
 from simpletuner.config.catalogs.adapters import LORA_LAYOUTS
-from simpletuner.config.sources import log_level, process_environment
 from simpletuner.core.errors import ExitCode, UserError
 from simpletuner.core.files import ensure_writable
 
@@ -35,9 +34,7 @@ def run(words: list[str]) -> int:
             "A merge needs a base, and a conversion none",
             "Write --base MODEL --merge, or --to LAYOUT alone",
         )
-    complaint = set_up_logging(log_level(process_environment()))
-    if complaint:
-        sys.stderr.write(complaint + "\n")
+    begin_logging()
     sys.stdout.write("\n".join(_merge(arguments) if arguments.merge else _convert(arguments)) + "\n")
     return ExitCode.OK
 

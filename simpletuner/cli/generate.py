@@ -6,9 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from simpletuner.cli.logs import set_up_logging
+from simpletuner.cli.logs import begin_logging
 from simpletuner.config.generation import FLAGS
-from simpletuner.config.sources import log_level, process_environment
+from simpletuner.config.sources import process_environment
 from simpletuner.core.errors import ExitCode
 from simpletuner.recipes.generation_order import RUN_WEIGHTS, Words, read_order
 
@@ -36,9 +36,7 @@ def run(words: list[str]) -> int:
         sys.stdout.write(_parser().format_help())
         return ExitCode.OK
     own, rest = _parser().parse_known_args(words)
-    complaint = set_up_logging(log_level(process_environment()))
-    if complaint:
-        sys.stderr.write(complaint + "\n")
+    begin_logging()
     given = vars(own)
     order = read_order(
         Words(

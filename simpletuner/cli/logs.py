@@ -6,6 +6,8 @@ import logging
 import sys
 import warnings
 
+from simpletuner.config.sources import log_level, process_environment
+
 # (logger that speaks, beginning or part of its message). Each line stems from a library that reports
 # an optional part we do not use; the line goes when the library stops saying it.
 CHATTER = (
@@ -32,6 +34,13 @@ class _Silence(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not (super().filter(record) and self._part in record.getMessage())
+
+
+def begin_logging() -> None:
+    """Set up logging as the environment asks; an unknown level is told on stderr, and a usual one is taken."""
+    complaint = set_up_logging(log_level(process_environment()))
+    if complaint:
+        sys.stderr.write(complaint + "\n")
 
 
 def set_up_logging(level: str) -> str:

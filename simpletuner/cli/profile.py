@@ -7,10 +7,10 @@ import json
 import sys
 from pathlib import Path
 
-from simpletuner.cli.logs import set_up_logging
+from simpletuner.cli.logs import begin_logging
 from simpletuner.cli.tell import console_for
 from simpletuner.config.resolve import resolve_config
-from simpletuner.config.sources import log_level, process_environment, quiet_profiler
+from simpletuner.config.sources import process_environment, quiet_profiler
 from simpletuner.core.errors import ExitCode, UserError
 
 STEPS = 3
@@ -36,9 +36,7 @@ def run(words: list[str]) -> int:
     if "-h" in words or "--help" in words:
         sys.stdout.write(USAGE)
         return ExitCode.OK
-    complaint = set_up_logging(log_level(process_environment()))
-    if complaint:
-        sys.stderr.write(complaint + "\n")
+    begin_logging()
     parser = argparse.ArgumentParser("simpletuner profile", allow_abbrev=False, add_help=False)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--steps", default=str(STEPS))

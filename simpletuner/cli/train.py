@@ -7,10 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from simpletuner.cli.logs import set_up_logging
+from simpletuner.cli.logs import begin_logging
 from simpletuner.config.resolve import resolve_config
 from simpletuner.config.run_config import RunConfig
-from simpletuner.config.sources import log_level, process_environment
+from simpletuner.config.sources import process_environment
 from simpletuner.config.surfaces.terminal import list_options
 
 USAGE = """\
@@ -34,9 +34,7 @@ def run(words: list[str]) -> int:
 
         return plan.run([word for word in words if word != "--dry-run"])
     environment = process_environment()
-    complaint = set_up_logging(log_level(environment))
-    if complaint:
-        sys.stderr.write(complaint + "\n")
+    begin_logging()
     config = resolve_config(words, environment, Path.cwd())
     gc.disable()  # imports make hundreds of thousands of objects and hardly any garbage
     try:
