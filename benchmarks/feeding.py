@@ -7,8 +7,8 @@
 entries and read back through `EntryReader` and `BatchStream`, every option at its default: from memory maps of their
 files, as where `cache_memory_limit` is 0, and kept in memory as the caches keep what they have read. The step is a
 pause of as many milliseconds as a card would compute; the host is free meanwhile, as it is beside a card. Told are the
-time that the loop waited for batches, as `BatchStream` counts it, and the processor time that the loader takes for one
-batch.
+time that a step waited for its batch, as `BatchStream` counts it, the median of all steps and the mean, which other
+work on the machine raises, and the processor time that the loader takes for one batch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from simpletuner.data.batch_rules import BatchRules
 from simpletuner.data.batches import BatchStream
 from simpletuner.data.sample import CropPlan, FramePlan, MediaInfo, Sample
 
-CLIPS, STEPS = 64, 256
+CLIPS, STEPS = 64, 128
 LATENT_SHAPE, TEXT_SHAPE = (128, 7, 16, 24), (128, 4096)
 
 
@@ -46,14 +46,16 @@ class Waiting:
     Attributes:
         place: Where the cached clips and captions were.
         step_ms: Length of the pause that stands for a step.
-        waited_us: Mean time a step waited for its batch.
-        share: Of the whole time.
+        waited_us: Median time a step waited for its batch.
+        mean_us: Mean of the same.
+        share: Median wait of the median step with its wait.
         loader_ms: Processor time for one batch.
     """
 
     place: str
     step_ms: float
     waited_us: float
+    mean_us: float
     share: float
     loader_ms: float
 
@@ -108,13 +110,17 @@ def measure(folder: Path, step_ms: float, place: str) -> Waiting:
     for _ in range(2 * CLIPS):
         next(stream)
         time.sleep(step_ms / 1e3)
-    waited, before, started = stream.waited_seconds, spent, time.perf_counter()
+    before, waits, steps = spent, [], []
     for _ in range(STEPS):
+        waited, started = stream.waited_seconds, time.perf_counter()
         next(stream)
+        waits.append(stream.waited_seconds - waited)
         time.sleep(step_ms / 1e3)
-    seconds, waited, spent = time.perf_counter() - started, stream.waited_seconds - waited, spent - before
+        steps.append(time.perf_counter() - started)
     stream.close()
-    return Waiting(place, step_ms, 1e6 * waited / STEPS, waited / seconds, 1e3 * spent / STEPS)
+    share = statistics.median(waits) / statistics.median(steps)
+    loader_ms = 1e3 * (spent - before) / STEPS
+    return Waiting(place, step_ms, 1e6 * statistics.median(waits), 1e6 * statistics.mean(waits), share, loader_ms)
 
 
 def main() -> None:
@@ -123,7 +129,10 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="also write the file of this machine")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    lines = ["| entries in | step | waited for a batch | share | processor time of a batch |", "|---|---|---|---|---|"]
+    lines = [
+        "| entries in | step | waited for a batch (mean) | share | processor time of a batch |",
+        "|---|---|---|---|---|",
+    ]
     for place, step_ms in product(("files", "memory"), (20.0, 50.0, 200.0)):
         rounds = []
         for _ in range(given.rounds):
@@ -132,8 +141,8 @@ def main() -> None:
         found = statistics.median_low(rounds_by_share := sorted(one.share for one in rounds))
         one = next(round_ for round_ in rounds if round_.share == found)
         lines.append(
-            f"| {place} | {step_ms:.0f} ms | {one.waited_us:.0f} µs ({1e2 * rounds_by_share[0]:.3f}-"
-            f"{1e2 * rounds_by_share[-1]:.3f} %) | {1e2 * one.share:.3f} % | {one.loader_ms:.2f} ms |"
+            f"| {place} | {step_ms:.0f} ms | {one.waited_us:.0f} µs ({one.mean_us:.0f}) | {1e2 * one.share:.3f} % "
+            f"({1e2 * rounds_by_share[0]:.3f}-{1e2 * rounds_by_share[-1]:.3f}) | {one.loader_ms:.2f} ms |"
         )
     print("\n".join(lines))
     if given.write:
