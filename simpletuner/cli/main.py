@@ -63,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         tell_problems(error.problems)
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if stop.args:  # by a signal that a run has heard of, and told itself
+            return ExitCode.SIGNALLED + int(stop.args[0])
         sys.stderr.write("\nInterrupted.\n")
         return ExitCode.INTERRUPTED
     except BrokenPipeError:

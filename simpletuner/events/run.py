@@ -19,6 +19,7 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -114,7 +115,7 @@ class Run:
         """Record that `error` ended the run, unless its end was told already."""
         if self._started and not self._ended:
             stopped = isinstance(error, KeyboardInterrupt)
-            detail = str(error) or type(error).__name__
+            detail = _told_stop(error) if stopped else str(error) or type(error).__name__
             # The journal itself may be what failed; the first error is the one to report.
             with contextlib.suppress(UserError, OSError):
                 self.emit(RunFinished(self._last_step, "stopped" if stopped else "failed", detail))
@@ -198,6 +199,13 @@ def open_run(
         raise
     finally:
         run.close()
+
+
+def _told_stop(error: BaseException) -> str:
+    """Which signal ended the run at once, and what to do."""
+    number = error.args[0] if error.args else signal.SIGINT
+    by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    return f"Stopped at once by {by}; what is finished is kept. Start the same command again to go on from there."
 
 
 def describe_versions() -> dict[str, Any]:

@@ -43,8 +43,9 @@ def told_rate(per_second: float, unit: str) -> str:
 
 
 def told_pace(steps: float, clips: float, tokens: float) -> str:
-    """Rates per second, such as "0.83 it/s, 1.66 clips/s, 558 tokens/s"."""
-    return f"{steps:.2f} it/s, {clips:.2f} clips/s, {tokens:,.0f} tokens/s"
+    """Rates per second, such as "0.83 it/s, 1.66 clips/s, 558 tokens/s"; of slow steps "14.2 s/it"."""
+    rate = f"{steps:.2f} it/s" if steps >= 0.1 or steps <= 0 else f"{1 / steps:.1f} s/it"
+    return f"{rate}, {clips:.2f} clips/s, {tokens:,.0f} tokens/s"
 
 
 def told_memory(event: MemoryMeasured) -> str:

@@ -48,7 +48,7 @@ def run_session(session: Session, requests: Requests) -> Outcome:
     if config.validation.validation_on_startup:
         validate_trained(session)
     evaluations.measure_first()
-    started = time.monotonic()
+    started, first_step = time.monotonic(), state.step
     requests.patient = True
     run.emit(training_began(session))
     run.emit(StageStarted("train", "Training", state.total_steps, "steps", state.step))
@@ -58,8 +58,8 @@ def run_session(session: Session, requests: Requests) -> Outcome:
             recovery.go_back(reason)
             evaluations.look_back()
         seconds = time.monotonic() - started
-        told = [text for text in (pace.summary(), _told_wait(session, seconds), pace.told_stall(seconds)) if text]
-        run.emit(StageFinished("train", state.step, seconds, "; ".join(told)))
+        told = [text for text in (pace.summary(), _told_wait(session, seconds), pace.told_beside(seconds)) if text]
+        run.emit(StageFinished("train", state.step - first_step, seconds, "; ".join(told)))
         if archive.last_step != state.step:
             archive.save()
     requests.patient = False

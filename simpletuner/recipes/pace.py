@@ -11,7 +11,7 @@ from typing import Final
 import torch
 
 from simpletuner.events.types import PaceMeasured, StepFinished
-from simpletuner.events.wording import told_pace
+from simpletuner.events.wording import told_duration, told_pace
 from simpletuner.models.cost import cost_source
 from simpletuner.recipes.calendar import Work
 from simpletuner.recipes.disk_plan import trained_values
@@ -30,6 +30,11 @@ WARM_UP_STEPS: Final = 3  # of each start: they compile, and fill caches and all
 LEAST_SECONDS: Final = 60.0  # less than that tells nothing about the device
 TOLD_EVERY_SECONDS: Final = 10.0
 STALL_WORTH_TELLING: Final = 0.002  # share of the time; a copy in memory every some hundred steps is far below
+_TOLD_BESIDE: Final[dict[Work, str]] = {
+    "validation": "validation",
+    "evaluation": "evaluation",
+    "checkpoint": "checkpoints",
+}
 # Bytes per second at which training waits for a checkpoint, estimated: copied in memory, or written to a disk.
 _COPY_RATE: Final = {True: 4e9, False: 5e8}
 
@@ -71,12 +76,14 @@ class Pace:
         left, forecast = self._left.after(step, self._seconds / self._steps)
         return PaceMeasured(step, *self._rates(), sum(left.values()), left, forecast)
 
-    def told_stall(self, seconds: float) -> str:
-        """How long checkpoints have kept training waiting; empty when that is not worth a word."""
-        stalled = self._left.seconds_of("checkpoint")
-        if not seconds or stalled / seconds < STALL_WORTH_TELLING:
-            return ""
-        return f"checkpoints kept it waiting for {stalled:.1f} s ({stalled / seconds:.1%})"
+    def told_beside(self, seconds: float) -> str:
+        """What training has waited for between its steps; empty when that is not worth a word."""
+        told = []
+        for work, name in _TOLD_BESIDE.items():
+            spent = self._left.seconds_of(work)
+            if seconds and spent / seconds >= STALL_WORTH_TELLING:
+                told.append(f"{name} {told_duration(spent)} ({spent / seconds:.1%})")
+        return f"kept waiting: {', '.join(told)}" if told else ""
 
     def _rates(self) -> tuple[float, float, float]:
         """Steps, clips and tokens per second."""

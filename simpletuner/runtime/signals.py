@@ -64,7 +64,8 @@ class Requests:
 
 @contextlib.contextmanager
 def listen_to_signals(tell: Callable[[str], None]) -> Iterator[Requests]:
-    """While open, signals that stop raise KeyboardInterrupt, or set a `patient` request; others become wishes.
+    """While open, signals that stop raise KeyboardInterrupt (its argument is the signal's number), or set a `patient`
+    request; others become wishes.
 
     A second signal to stop always raises. `tell` gets one sentence for the user after the first one, and after each
     wish. Earlier handlers come back on exit.
@@ -73,7 +74,7 @@ def listen_to_signals(tell: Callable[[str], None]) -> Iterator[Requests]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         if requests() or not requests.patient:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
         requests.signal_number = number
         tell("Stopping as soon as nothing is lost, and saving a checkpoint; press Ctrl-C again to stop at once.")
 

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from simpletuner.events.sinks.bars import TRAIN, Bars, Pace
 from simpletuner.events.types import (
     CheckpointSaved,
     Event,
@@ -42,17 +41,12 @@ from simpletuner.events.types import (
 from simpletuner.events.wording import (
     told_duration,
     told_memory,
-    told_pace,
     told_rate,
     told_rollback,
     told_size,
     told_skip,
 )
 
-TRAIN = "train"
-TRAINING = "training"  # as `PaceMeasured` calls the steps themselves
-_WORTH_TELLING = 0.01  # share of what is left
-_REFRESHES_PER_SECOND = 4  # each costs about 2 ms of CPU
 _LINE_PAUSE_SECONDS = 1.0
 _LINE_INTERVAL_SECONDS = 60.0
 _LOSS_WINDOW = 20  # steps in the means of the summary
@@ -84,7 +78,7 @@ class ConsoleSink:
     def __init__(self, folder: Path, console: Console | None = None) -> None:
         self._folder = folder
         self._console = console or Console(highlight=False)
-        self._display: _Display = _Bars(self._console) if self._console.is_terminal else _Lines(self._say)
+        self._display: _Display = Bars(self._console) if self._console.is_terminal else _Lines(self._say)
         self._labels: dict[str, StageStarted] = {}
         self._summary = _Summary()
 
@@ -155,11 +149,16 @@ class ConsoleSink:
             self._display.close()
             word, style = _OUTCOMES[event.outcome]
             self._say("")
-            self._say(f"{word} after step {event.step}, {told_duration(self._summary.seconds)} in this start", style)
-            self._say_pairs(self._summary.lines())
+            where = f"after step {event.step}" if event.step else "before the first step"
+            self._say(f"{word} {where}, {told_duration(self._summary.seconds)} in this start", style)
             # Why a run failed is told by the command line, which prints the error itself.
-            for line in event.detail.splitlines() if event.outcome != "failed" else ():
-                self._say(f"  {line}")
+            told = event.detail.splitlines() if event.outcome != "failed" else []
+            pairs = [tuple(line.split("  ", 1)) for line in told]
+            places = tuple((pair[0], pair[1].strip()) for pair in pairs if len(pair) == 2)
+            self._say_pairs((*self._summary.lines(), *places))
+            for pair in pairs:
+                if len(pair) == 1:
+                    self._say(f"  {pair[0]}")
 
     def _warn(self, text: str) -> None:
         self._summary.warnings += 1
@@ -224,92 +223,6 @@ class _Summary:
         return tuple(told)
 
 
-@dataclass(frozen=True)
-class _Pace:
-    """What was told of the pace of training, and when; what is left shrinks by itself."""
-
-    event: PaceMeasured
-    at: float
-
-    @property
-    def rates(self) -> str:
-        return told_pace(self.event.steps_per_second, self.event.clips_per_second, self.event.tokens_per_second)
-
-    @property
-    def left(self) -> str:
-        """Such as "1 h 20 min left (validation 12 min 05 s)"; what is forecast is marked."""
-        beside = [
-            f"{name} {'about ' if name in self.event.forecast else ''}{told_duration(seconds)}"
-            for name, seconds in self.event.left.items()
-            if name != TRAINING and seconds >= _WORTH_TELLING * self.event.seconds_left > 0
-        ]
-        seconds = max(self.event.seconds_left - (time.monotonic() - self.at), 0.0)
-        more = f" ({', '.join(beside)})" if beside else ""
-        return f"{told_duration(seconds)} left{more}"
-
-
-class _RateColumn(ProgressColumn):
-    """Pace of a stage, such as "1.3 s/step"; of training in steps, clips and tokens."""
-
-    def render(self, task: Task) -> Text:
-        pace: _Pace | None = task.fields.get("pace")
-        if pace is not None:
-            return Text(pace.rates, "cyan")
-        return Text(told_rate(task.speed or 0.0, str(task.fields["unit"])), "cyan")
-
-
-class _LeftColumn(TimeRemainingColumn):
-    """Time left; that of training with all that comes between its steps."""
-
-    def render(self, task: Task) -> Text:
-        pace: _Pace | None = task.fields.get("pace")
-        return super().render(task) if pace is None else Text(pace.left, "progress.remaining")
-
-
-class _Bars:
-    """Live bars on a terminal; the drawing thread lives only while a stage is under way."""
-
-    def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}", markup=False),
-            _RateColumn(),
-            _LeftColumn(compact=True),
-            TextColumn("{task.fields[detail]}", markup=False, style="dim"),
-            console=console,
-            transient=True,
-            refresh_per_second=_REFRESHES_PER_SECOND,
-        )
-        self._tasks: dict[str, TaskID] = {}
-
-    def start(self, event: StageStarted) -> None:
-        self.finish(event.stage)
-        if not self._tasks:
-            self._progress.start()
-        self._tasks[event.stage] = self._progress.add_task(
-            event.label, total=event.total, completed=event.done, unit=event.unit, detail=""
-        )
-
-    def advance(self, stage: str, done: int, detail: str) -> None:
-        if stage in self._tasks:
-            self._progress.update(self._tasks[stage], completed=done, detail=detail)
-
-    def pace(self, event: PaceMeasured) -> None:
-        if TRAIN in self._tasks:
-            self._progress.update(self._tasks[TRAIN], pace=_Pace(event, time.monotonic()))
-
-    def finish(self, stage: str) -> None:
-        if stage in self._tasks:
-            self._progress.remove_task(self._tasks.pop(stage))
-            if not self._tasks:
-                self._progress.stop()
-
-    def close(self) -> None:
-        for stage in list(self._tasks):
-            self.finish(stage)
-
-
 class _Lines:
     """A few plain lines per stage where there is no terminal."""
 
@@ -327,7 +240,7 @@ class _Lines:
 
     def pace(self, event: PaceMeasured) -> None:
         if (state := self._stages.get(TRAIN)) is not None:
-            state.pace = _Pace(event, time.monotonic())
+            state.pace = Pace(event, time.monotonic())
 
     def finish(self, stage: str) -> None:
         self._stages.pop(stage, None)
@@ -345,7 +258,7 @@ class _LineState:
 
     def __init__(self, event: StageStarted) -> None:
         self._event = event
-        self.pace: _Pace | None = None
+        self.pace: Pace | None = None
         self._started = self._last_line = time.monotonic()
         self._tenth = self._tenth_of(event.done)
 

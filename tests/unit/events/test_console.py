@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from simpletuner.events.sinks import bars
 from simpletuner.events.sinks import console as module
+from simpletuner.events.sinks.bars import Bars
 from simpletuner.events.sinks.console import ConsoleSink
 from simpletuner.events.types import (
     CheckpointSaved,
@@ -24,7 +26,7 @@ from simpletuner.events.types import (
     StoryTold,
     VideoGenerated,
 )
-from simpletuner.events.wording import told_duration, told_rate, told_size
+from simpletuner.events.wording import told_duration, told_pace, told_rate, told_size
 
 
 def step(number: int) -> StepFinished:
@@ -87,7 +89,7 @@ def test_bars_show_progress_loss_and_rate_on_a_terminal() -> None:
     sink.receive(StageStarted("train", "Training", 10, "steps"), 1)
     for number in range(1, 6):
         sink.receive(step(number), number + 1)
-    assert isinstance(sink._display, module._Bars)
+    assert isinstance(sink._display, Bars)
     sink._display._progress.refresh()
     sink.receive(PACE, 6)
     sink._display._progress.refresh()
@@ -101,6 +103,36 @@ def test_bars_show_progress_loss_and_rate_on_a_terminal() -> None:
     assert "2 h 00 min left (validation about 20 min 00 s)" in text
     assert "loss 0.2000, lr 1.0e-04, 3.2 GB" in text
     assert "25/50 steps" in text
+
+
+def test_progress_takes_one_line_however_narrow_the_terminal_is() -> None:
+    lines = {}
+    for width in (30, 40, 60, 80, 100, 140):
+        out = io.StringIO()
+        sink = ConsoleSink(Path(), Console(file=out, force_terminal=True, width=width, highlight=False))
+        sink.receive(StageStarted("train", "Training", 10, "steps"), 1)
+        sink.receive(step(5), 2)
+        sink.receive(PACE, 3)
+        assert isinstance(sink._display, Bars)
+        shown = Console(width=width).render_lines(sink._display._progress.get_renderable())
+        assert len(shown) == 1, width
+        lines[width] = "".join(segment.text for segment in shown[0]).rstrip()
+        sink.close()
+    assert lines[30] == "Training 5/10 steps"
+    assert all("2 h 00 min left" in line for width, line in lines.items() if width >= 40)
+    assert all("loss 0.2000" in line for width, line in lines.items() if width >= 60)
+    assert "lr 1.0e-04" in lines[140]
+
+
+def test_no_part_of_what_is_left_is_longer_than_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(bars.time, "monotonic", lambda: now[0])
+    pace = bars.Pace(PaceMeasured(5, 1.0, 1.0, 9.0, 20.0, {"training": 8.0, "validation": 12.0}), 100.0)
+    assert pace.left == "20.0 s left (validation 12.0 s)"
+    now[0] += 10
+    assert pace.left == "10.0 s left (validation 6.0 s)"
+    now[0] += 20
+    assert pace.left == "0.0 s left"
 
 
 def test_a_log_file_gets_a_line_per_tenth_at_most_one_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,4 +183,7 @@ def test_numbers_read_well() -> None:
         "0.0 s", "59.9 s", "1 min 00 s", "2 min 13 s", "1 h 00 min", "3 d 02 h",
     ]  # fmt: skip
     assert [told_size(b) for b in (512, 1500, 3_100_000, 12.4e9)] == ["512 B", "1.5 kB", "3.1 MB", "12.4 GB"]
+    assert [told_pace(r, 2 * r, 9.0) for r in (0.83, 0.0625)] == [
+        "0.83 it/s, 1.66 clips/s, 9 tokens/s", "16.0 s/it, 0.12 clips/s, 9 tokens/s",
+    ]  # fmt: skip
     assert [told_rate(r, "steps") for r in (0, 4.2, 0.25)] == ["", "4.2 steps/s", "4.0 s/step"]
