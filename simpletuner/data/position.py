@@ -19,7 +19,10 @@ FIX_OF_BATCHES = (
     "Set it back to train the epoch to its end, where it may change (checkpoint_epoch_interval saves there), or start "
     "a new run in another output_dir"
 )
-FIX = "Restore what changed, or start a new run in another output_dir"
+FIX = (
+    "Restore what changed, or start a new run in another output_dir, which init_lora lets begin with the adapter of "
+    "this one"
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,9 @@ class StreamIdentity:
         refused = self._order_changes(then)
         told = [*self._batch_changes(then), *self._step_changes(then)]
         at_rest = position.drawn == 0 and position.micro_steps == 0
-        if position.micro_steps:
+        if self.dataset != then.dataset:
+            pass  # other data have other batches as a matter of course
+        elif position.micro_steps:
             refused += told
         elif not at_rest and not self.groups == then.groups == 1:
             refused += self._batch_changes(then)

@@ -144,6 +144,7 @@ def check_run(
         found += _lycoris_names(config, draft, forecast.cost)
         found += check_forecast(forecast, config, _reference(forecast, card, machine), machine)
     found += _hub_answer(probe, config, draft)
+    found += _continuing(config, survey, draft)
     problems = tuple(sorted(dict.fromkeys(found), key=lambda problem: ORDER[problem.severity]))
     return Checked(problems, examination, survey, forecast, machine, config, memory)
 
@@ -170,6 +171,16 @@ def _survey(config: RunConfig, emit: Callable[[Event], None]) -> tuple[Survey | 
         for line in summarize_reasons(survey.found.left_out)
     ]
     return survey, [*left_out, *notes]
+
+
+def _continuing(config: RunConfig, survey: Survey | None, draft: Draft) -> list[Problem]:
+    """Why the run cannot go on from the checkpoints in its folder."""
+    if not any(Path(config.checkpoint.output_dir).glob("checkpoint-*")):
+        return []
+    # Imported here, for it needs NumPy.
+    from simpletuner.recipes.continuing import examine_continuing
+
+    return examine_continuing(config, survey, draft)
 
 
 # The machine ------------------------------------------------------------------------------------

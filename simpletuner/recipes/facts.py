@@ -12,6 +12,7 @@ from simpletuner.config.hub_name import public_name
 from simpletuner.config.run_config import RunConfig
 from simpletuner.config.sources import process_environment
 from simpletuner.data.caption_rules import instance_prompts
+from simpletuner.recipes.continuing import settled_facts
 from simpletuner.recipes.plan import RunPlan
 from simpletuner.recipes.session import Session
 
@@ -36,25 +37,7 @@ def early_facts(config: RunConfig, plan: RunPlan) -> dict[str, Any]:
     """The facts known before the model is loaded, so that a misfit shows before any encoding."""
     return {
         **run_facts(config, plan),
-        "model_type": str(config.model.model_type),
-        **({} if config.model.model_type == "full" else _early_adapter_facts(config)),
-        "optimizer": config.optimizer.optimizer,
-        "seed": config.schedule.seed,
-    }
-
-
-def _early_adapter_facts(config: RunConfig) -> dict[str, Any]:
-    alpha = config.adapter.lora_alpha
-    return {
-        "lora_type": config.adapter.lora_type,
-        "lora_rank": config.adapter.lora_rank,
-        # An absent alpha follows the rank; one misfit is not told twice.
-        **({} if alpha is None else {"lora_alpha": float(alpha)}),
-        **(
-            {}
-            if config.lycoris is None
-            else {"lycoris_config": config.lycoris.model_dump(mode="json", exclude_none=True)}
-        ),
+        **settled_facts(config),
     }
 
 

@@ -24,6 +24,7 @@ from simpletuner.events.types import (
 from simpletuner.models.adapters.weights_file import BEST_FOLDER
 from simpletuner.recipes.bad_files import keep_damaged
 from simpletuner.recipes.beginning import begin_training
+from simpletuner.recipes.continuing import refuse_other_data
 from simpletuner.recipes.encode import AutoencoderShelf, fill_caches
 from simpletuner.recipes.facts import early_facts, run_facts
 from simpletuner.recipes.first_frames import with_first_frames
@@ -48,6 +49,7 @@ from simpletuner.runtime.signals import listen_to_signals
 from simpletuner.training.checkpoint import (
     check_facts,
     delete_broken,
+    read_checkpoint,
 )
 from simpletuner.validation.names import VIDEO_FOLDER
 from simpletuner.validation.report import write_report
@@ -123,6 +125,7 @@ def open_plan(config: RunConfig, host: Host, run: Run) -> tuple[RunConfig, RunPl
         run.record(config.as_document())
     if plan.checkpoint is not None:
         check_facts(plan.checkpoint, early_facts(config, plan))
+        refuse_other_data(config, plan.samples, read_checkpoint(plan.checkpoint)["batches"])
         if config.checkpoint.delete_invalid_checkpoints and config.checkpoint.resume_from_checkpoint == "latest":
             for path in delete_broken(run.folder, plan.checkpoint):
                 run.emit(Noticed("warning", f"'{path}' was damaged and is deleted (delete_invalid_checkpoints)"))

@@ -17,9 +17,10 @@ from typing import Any, Final
 from safetensors.torch import load_file
 from torch import Tensor
 
-from simpletuner.core.errors import Problem, UserError
+from simpletuner.core.errors import UserError
 from simpletuner.core.files import retire
 from simpletuner.models.adapters.full import TRANSFORMER_FOLDER
+from simpletuner.training.identity import STATE_NAME, compare_facts
 from simpletuner.training.manifest import BrokenCheckpointError, verify_manifest
 from simpletuner.training.optimizer import parameter_names
 from simpletuner.training.optimizer_state import join_state
@@ -28,7 +29,6 @@ from simpletuner.training.snapshot import (
     COMPANIONS_NAME,
     OPTIMIZER_NAME,
     PARAMETERS_NAME,
-    STATE_NAME,
     STATE_VERSION,
     WEIGHTS_NAME,
     take_snapshot,
@@ -41,24 +41,6 @@ logger = logging.getLogger(__name__)
 _FILES: Final = (WEIGHTS_NAME, OPTIMIZER_NAME, STATE_NAME)
 _FILES_OF_FULL: Final = (f"{TRANSFORMER_FOLDER}/config.json", OPTIMIZER_NAME, STATE_NAME)
 _FOLDER: Final = re.compile(r"checkpoint-(0|[1-9][0-9]*)\Z")
-# A run that differs in one of these is another run: tensors would not fit, or the draws would be others.
-# All other facts may change and are told; whether the order of the clips can go on, the batches decide.
-FIXED_FACTS: Final = (
-    "model",
-    "release",
-    "model_type",
-    "lora_type",
-    "lora_rank",
-    "lora_alpha",
-    "lora_targets",
-    "lora_init_type",
-    "use_dora",
-    "lycoris_config",
-    "optimizer",
-    "optimizer_release_gradients",
-    "seed",
-    "dataset",
-)
 
 
 def save_checkpoint(state: TrainState, folder: Path, *, facts: Mapping[str, Any]) -> Path:
@@ -189,7 +171,7 @@ def restore(state: TrainState, checkpoint: Path, facts: Mapping[str, Any]) -> tu
             seed or data set; `state` is not to be trained then.
     """
     document = read_checkpoint(checkpoint)
-    notices = _compare_facts(checkpoint, document["facts"], {**facts, **state.facts()})
+    notices = compare_facts(checkpoint.name, document["facts"], {**facts, **state.facts()})
     carried_over = state.batches.load_state_dict(document["batches"])
     weights = _read_weights(checkpoint, state.trainable.adapter.weights_name)
     moments = load_file(checkpoint / OPTIMIZER_NAME)
@@ -287,36 +269,7 @@ def check_facts(checkpoint: Path, facts: Mapping[str, Any]) -> tuple[str, ...]:
     Raises:
         UserError: If the checkpoint is broken, or a fact that must be equal is not.
     """
-    return _compare_facts(checkpoint, read_checkpoint(checkpoint)["facts"], facts)
-
-
-def _compare_facts(checkpoint: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[str, ...]:
-    """Refuse what cannot continue, and tell what has changed; only facts known to both are compared.
-
-    Raises:
-        UserError: Listing every fact that must be equal and is not, with both values.
-    """
-    now = json.loads(json.dumps(dict(current)))
-    changed = {
-        key: (_brief(saved[key], now[key]), _brief(now[key], saved[key]))
-        for key in saved
-        if key in now and saved[key] != now[key]
-    }
-    refused = [
-        Problem(
-            f"'{checkpoint.name}' was made with {key} {then}; this run has {today}",
-            "A checkpoint continues only a run with the same model, adapter, optimizer, seed, data set and batches",
-            f"Set {key} back, or start over in another output_dir",
-        )
-        for key, (then, today) in changed.items()
-        if key in FIXED_FACTS
-    ]
-    if refused:
-        raise UserError.of(refused)
-    return tuple(
-        f"{key} was {then} when '{checkpoint.name}' was saved; the run goes on with {today}"
-        for key, (then, today) in changed.items()
-    )
+    return compare_facts(checkpoint.name, read_checkpoint(checkpoint)["facts"], facts)
 
 
 def refuse_mixed_runs(output_dir: Path, checkpoint: Path | None) -> None:
@@ -357,12 +310,3 @@ def _is_whole(step: int, path: Path) -> bool:
     except BrokenCheckpointError:
         return False
     return True
-
-
-def _brief(value: Any, other: Any) -> str:
-    """A value for a message; of long lists only what the other one lacks."""
-    if isinstance(value, list) and isinstance(other, list):
-        own = [item for item in value if item not in other]
-        named = f", among them {', '.join(map(str, own[:3]))}" if own else ""
-        return f"({len(value)} names{named})"
-    return str(value)

@@ -21,6 +21,7 @@ from simpletuner.core.files import staged_folder
 from simpletuner.models.adapters.adapter import ADAPTER_FILE
 from simpletuner.training.build import Trainable
 from simpletuner.training.host_copies import HostCopies
+from simpletuner.training.identity import STATE_NAME
 from simpletuner.training.manifest import write_manifest
 from simpletuner.training.optimizer import parameter_names
 from simpletuner.training.optimizer_state import find_broken, split_state
@@ -28,7 +29,6 @@ from simpletuner.training.state import TrainState
 
 WEIGHTS_NAME: Final = ADAPTER_FILE
 OPTIMIZER_NAME: Final = "optimizer.safetensors"
-STATE_NAME: Final = "training_state.json"
 PARAMETERS_NAME: Final = "parameters.safetensors"
 AVERAGE_NAME: Final = "ema.safetensors"
 COMPANIONS_NAME: Final = "companions.safetensors"

@@ -16,9 +16,15 @@ from huggingface_hub import constants
 
 from simpletuner.config.resolve import examine
 from simpletuner.core.errors import Severity
+from simpletuner.data.draw_table import tabulate
+from simpletuner.data.position import Position, identify
 from simpletuner.recipes import check
 from simpletuner.recipes.check import Checked, check_run
+from simpletuner.recipes.continuing import settled_facts
+from simpletuner.recipes.survey import batch_rules
 from simpletuner.runtime.machine import Machine
+from simpletuner.training.identity import STATE_NAME
+from simpletuner.training.manifest import write_manifest
 
 PROMPT = "A long prompt that tells of a river, a boat, a bridge, the evening light and the wind."
 NO_CARD = Machine("", 0.0, (0, 0), 16e9, 4)
@@ -210,6 +216,31 @@ def test_a_broken_checkpoint_is_told(bench: Bench) -> None:
     # The path is relative to the working folder of the command, which is not this test's.
     texts += bench.told(Severity.ERROR, with_data=False, pretrained_model_name_or_path=str(empty))
     assert holds(texts, "the transformer is not in")
+
+
+def test_a_run_that_cannot_go_on_is_told(bench: Bench) -> None:
+    output = bench.folder / "output"
+    checked = bench.run()
+    assert checked.config is not None
+    assert checked.survey is not None
+    rules, samples = batch_rules(checked.config), checked.survey.samples
+    identity = identify(samples, rules, tabulate(samples, rules), checked.config.schedule.seed)
+    batches = {**identity.as_numbers(), **Position(1, 2, 0, 2).as_numbers()}
+    checkpoint = output / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    document = {"step": 2, "facts": settled_facts(checked.config), "batches": batches}
+    (checkpoint / STATE_NAME).write_text(json.dumps(document))
+    write_manifest(checkpoint, 2)
+    options = {"output_dir": str(output), "resume_from_checkpoint": "latest"}
+    assert bench.told(Severity.ERROR, **options) == []
+    texts = bench.told(Severity.ERROR, lora_rank=4, optimizer="torch-adamw", **options)
+    assert holds(texts, "'checkpoint-2' was made with lora_rank 16; this run has 4")
+    assert holds(texts, "'checkpoint-2' was made with optimizer adamw_bf16; this run has torch-adamw")
+    bench.clips["repeats"] = 1
+    (told,) = bench.told(Severity.ERROR, **options)
+    assert "changed since the checkpoint: the data set (files" in told
+    assert "clips per batch" not in told  # other data have other batches as a matter of course
+    assert bench.told(Severity.ERROR, output_dir=str(output), resume_from_checkpoint="none", with_data=False) == []
 
 
 # The Hub ----------------------------------------------------------------------------------------
