@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simpletuner.cli.logs import begin_logging
-from simpletuner.cli.progress import LateProgress
+from simpletuner.cli.progress import LateProgress, loading_libraries
 from simpletuner.cli.tell import console_for
 from simpletuner.config.resolve import resolve_config
 from simpletuner.config.run_config import RunConfig
@@ -80,7 +80,9 @@ def _flags(words: list[str], *names: str) -> tuple[argparse.Namespace, list[str]
 def _build(words: list[str]) -> int:
     config = _config(words)
     from simpletuner.events.sinks.console import ConsoleSink
-    from simpletuner.recipes.cache import build_caches
+
+    with loading_libraries():
+        from simpletuner.recipes.cache import build_caches
 
     sink = ConsoleSink(Path(config.checkpoint.output_dir))
     try:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from simpletuner.cli.logs import begin_logging
+from simpletuner.cli.progress import loading_libraries
 from simpletuner.core.files import ensure_writable
 
 # As in data/world_styles.py, which `--help` must not import (it needs numpy); a test compares them.
@@ -30,7 +31,8 @@ def run(words: list[str]) -> int:
     arguments = parser.parse_args(words)
     begin_logging()
     ensure_writable(arguments.output, "output folder")
-    from simpletuner.recipes.demo import Demo, Method, run_demo
+    with loading_libraries():
+        from simpletuner.recipes.demo import Demo, Method, run_demo
 
     chosen: Method = (
         "full" if arguments.full else "lycoris" if arguments.lycoris else "i2v" if arguments.i2v else "lora"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from simpletuner.cli.logs import begin_logging
+from simpletuner.cli.progress import loading_libraries
 from simpletuner.cli.tell import console_for
 from simpletuner.config.resolve import resolve_config
 from simpletuner.config.sources import process_environment
@@ -52,7 +53,9 @@ def run(words: list[str]) -> int:
         places.append(rest.pop(0))
     config = resolve_config(rest, process_environment(), Path.cwd())
     from simpletuner.events.sinks.console import ConsoleSink
-    from simpletuner.recipes.evaluate import evaluate_candidates, find_candidates
+
+    with loading_libraries():
+        from simpletuner.recipes.evaluate import evaluate_candidates, find_candidates
 
     candidates = find_candidates(places, Path(config.checkpoint.output_dir))
     sink = ConsoleSink(Path(config.checkpoint.output_dir), console_for(sys.stderr) if own.json else None)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from simpletuner.cli.logs import begin_logging
+from simpletuner.cli.progress import loading_libraries
 from simpletuner.config.generation import FLAGS
 from simpletuner.config.sources import process_environment
 from simpletuner.core.errors import ExitCode
@@ -57,7 +58,9 @@ def run(words: list[str]) -> int:
         Path.cwd(),
     )
     from simpletuner.events.sinks.console import ConsoleSink
-    from simpletuner.recipes.generate import generate_order
+
+    with loading_libraries():
+        from simpletuner.recipes.generate import generate_order
 
     sink = ConsoleSink(order.pieces[0].path.parent)
     try:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from simpletuner.cli.logs import begin_logging
+from simpletuner.cli.progress import loading_libraries
 from simpletuner.cli.tell import console_for
 from simpletuner.config.resolve import resolve_config
 from simpletuner.config.sources import process_environment, quiet_profiler
@@ -45,7 +46,9 @@ def run(words: list[str]) -> int:
     config = resolve_config(rest, process_environment(), Path.cwd())
     quiet_profiler()
     from simpletuner.events.sinks.console import ConsoleSink
-    from simpletuner.recipes.profiling import profile_run
+
+    with loading_libraries():
+        from simpletuner.recipes.profiling import profile_run
 
     sink = ConsoleSink(Path(config.checkpoint.output_dir), console_for(sys.stderr) if own.json else None)
     try:

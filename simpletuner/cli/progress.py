@@ -1,9 +1,12 @@
-"""Progress of looks that usually take no time: told on stderr only once they do."""
+"""What a person sees while the program looks or begins: told on stderr, and only where it takes a while."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import sys
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -11,6 +14,24 @@ if TYPE_CHECKING:
 
 QUIET_SECONDS = 1.5
 PAUSE_TERMINAL_SECONDS, PAUSE_PIPE_SECONDS = 0.2, 10.0
+
+
+@contextlib.contextmanager
+def loading_libraries(stream: TextIO | None = None) -> Iterator[None]:
+    """Hold this open around imports that bring PyTorch in: they take seconds, which a terminal is told meanwhile."""
+    stream = stream or sys.stderr
+    shows = stream.isatty()
+    if shows:
+        stream.write("Loading PyTorch and its libraries …")
+        stream.flush()
+    gc.disable()  # imports make hundreds of thousands of objects and hardly any garbage
+    try:
+        yield
+    finally:
+        gc.enable()
+        if shows:
+            stream.write("\r\033[K")
+            stream.flush()
 
 
 class LateProgress:

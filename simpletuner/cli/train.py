@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from simpletuner.cli.logs import begin_logging
+from simpletuner.cli.progress import loading_libraries
 from simpletuner.config.resolve import resolve_config
 from simpletuner.config.run_config import RunConfig
 from simpletuner.config.sources import process_environment
@@ -36,11 +36,8 @@ def run(words: list[str]) -> int:
     environment = process_environment()
     begin_logging()
     config = resolve_config(words, environment, Path.cwd())
-    gc.disable()  # imports make hundreds of thousands of objects and hardly any garbage
-    try:
+    with loading_libraries():
         from simpletuner.recipes import train
-    finally:
-        gc.enable()
 
     start: Callable[[RunConfig], int] = train.train_from_config
     return start(config)

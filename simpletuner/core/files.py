@@ -259,6 +259,13 @@ def told_as_user_error(path: Path) -> Iterator[None]:
                 "Free some space and start the same command again",
                 exit_code=ExitCode.DISK,
             ) from error
+        if error.errno == errno.EFBIG:
+            raise UserError(
+                f"'{path}' became larger than a file may be there",
+                "FAT32 holds files of up to 4 GiB, and `ulimit -f` may hold a limit of its own",
+                "Put output_dir or cache_dir on another disk, or raise the limit",
+                exit_code=ExitCode.DISK,
+            ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UserError(
                 f"'{path}' cannot be written ({error.strerror})",

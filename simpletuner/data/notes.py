@@ -68,6 +68,8 @@ def _note_on_count(dataset: ClipDataset, grid: Raster) -> str:
     if dataset.dataset_type == "image" or wanted is None:
         return ""
     interval = dataset.video.frame_interval if dataset.video.bucket_strategy == "resolution_frames" else None
+    if dataset.video.num_frames is not None and not interval:
+        return ""  # the configuration's own check has told it, with its place
     floored = interval * (wanted // interval) if interval else wanted
     used = frames_8k1(max(1, floored), grid.temporal)
     if used == wanted:

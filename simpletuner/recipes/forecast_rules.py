@@ -22,6 +22,7 @@ from simpletuner.runtime.machine import Machine
 DAY_SECONDS = 24 * 3600.0
 LONG_SECONDS = 3 * DAY_SECONDS
 LARGE_VALIDATION_SHARE = 0.25
+BRIEF_SECONDS = 60.0  # videos that take less in a whole run are not worth a word
 MANY_EPOCHS = 1000
 ROOMY_SHARE = 0.7  # of the machine's memory; the rest is for the system, the loader and the first look at the weights
 
@@ -80,14 +81,17 @@ def _duration(forecast: Forecast, config: RunConfig, reference: CardForecast) ->
 
 
 def _share(forecast: Forecast, config: RunConfig, reference: CardForecast) -> Iterator[Problem]:
-    share = reference.times.validation_share
+    share, count = reference.times.validation_share, forecast.length.validations
     if share <= LARGE_VALIDATION_SHARE or not reference.times.step:
         return
+    if reference.times.validation_each * count < BRIEF_SECONDS:
+        return  # nobody waits for that
     wanted = math.ceil(reference.times.validation_each / reference.times.step * 4 / 50) * 50
     yield Problem(
-        f"validation takes about {share:.0%} of the time: {forecast.length.validations} times {_videos(forecast)}",
+        f"validation takes about {share:.0%} of the time: {count} times {_videos(forecast)}",
         "More than a quarter is rarely worth it",
-        f"Raise validation_step_interval to about {wanted}, or lower validation_num_video_frames, or use fewer prompts",
+        (f"Raise validation_step_interval to about {wanted}, or lower" if wanted < forecast.length.steps else "Lower")
+        + " validation_num_video_frames, or use fewer prompts",
         _place(config, "validation_step_interval"),
         Severity.WARNING,
     )

@@ -92,7 +92,11 @@ def test_a_folder_being_replaced_is_never_lost(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize(
     ("code", "phrase", "exit_code"),
-    [(errno.ENOSPC, "no space left", ExitCode.DISK), (errno.EROFS, "cannot be written", ExitCode.USER)],
+    [
+        (errno.ENOSPC, "no space left", ExitCode.DISK),
+        (errno.EFBIG, "larger than a file", ExitCode.DISK),
+        (errno.EROFS, "cannot be written", ExitCode.USER),
+    ],
 )
 def test_disk_faults_are_told_with_path_and_exit_code(tmp_path: Path, code: int, phrase: str, exit_code: int) -> None:
     with pytest.raises(UserError, match=phrase) as caught, files.told_as_user_error(tmp_path / "x"):

@@ -175,7 +175,7 @@ def test_one_folder_in_two_data_sets(tmp_path: Path, write_clip: Write, clip_dat
 def test_the_story_says_what_was_changed(tmp_path: Path, write_clip: Write, clip_dataset: Dataset) -> None:
     write_clip(tmp_path / "slow.mp4", rate=8, frames=49)
     write_clip(tmp_path / "fast.mp4", rate=50, frames=130)
-    rules = {"num_frames": 60}
+    rules = {"num_frames": 60, "bucket_strategy": "resolution_frames", "frame_interval": 12}
     told = "\n".join(find(clip_dataset(tmp_path, video=rules, framerate=25.0, resolution=112)).notes)
     assert "test: resolution 112 (pixel) is an edge of 112 px, trained as 128 (multiples of 32)" in told
     assert "60 frames are trained as 57 (the model takes 8k+1)" in told

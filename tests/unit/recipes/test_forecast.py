@@ -294,6 +294,9 @@ def test_share_of_validation(tmp_path: Path) -> None:
     longer = {**seldom, "schedule": ScheduleSection(max_train_steps=100 * wanted, train_batch_size=2)}
     assert not [text for text in texts_of(forecast(tmp_path, **longer), run_of(tmp_path, **longer)) if "share" in text]
     assert forecast(tmp_path, **longer).cards[0].times.validation_share <= 0.26
+    brief = {**often, "schedule": ScheduleSection(max_train_steps=1)}
+    assert forecast(tmp_path, **brief).cards[0].times.validation_share > 0.25
+    assert not [text for text in texts_of(forecast(tmp_path, **brief), run_of(tmp_path, **brief)) if "Raise" in text]
 
 
 def test_room_and_passes(tmp_path: Path) -> None:
