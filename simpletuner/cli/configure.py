@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 
 DEFAULT_FILE = Path("config/config.json")
 OVERWRITE = "overwrite"
+DESCRIPTION = "Go from a folder of clips to a configuration that trains, question by question."
 
 
 def run(words: list[str]) -> int:
     """Configure; gives 0 when the files were written, 130 when the talk was left."""
-    parser = argparse.ArgumentParser("simpletuner configure", description=__doc__.splitlines()[0].split(": ", 1)[1])
+    parser = argparse.ArgumentParser("simpletuner configure", description=DESCRIPTION)
     parser.add_argument("file", nargs="?", type=Path, default=DEFAULT_FILE, help=f"file to write ({DEFAULT_FILE})")
     parser.add_argument(
         "--answers", type=Path, metavar="FILE", help="take the answers from a JSON file and ask nothing"

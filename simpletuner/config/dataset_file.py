@@ -17,6 +17,7 @@ from simpletuner.config.dataset import BLOCKS, ClipDataset, TextEmbeds, VideoRul
 from simpletuner.config.dataset_entry import EntryReader
 from simpletuner.config.dataset_stores import default_store, find_store, read_filters, unknown_store
 from simpletuner.config.documents import Document, read_json
+from simpletuner.config.foreign_paths import advise_on_path
 from simpletuner.config.paths import expand
 from simpletuner.config.prompts import safe_nickname
 from simpletuner.config.table import dataset_tables
@@ -279,10 +280,13 @@ def _check_place(values: Mapping[str, Any], reader: EntryReader, around: Surroun
     folder = values["instance_data_dir"]
     path = around.working_folder / expand(folder)
     if not _is_folder(path):
+        is_file = _is_file(path)
         reader.tell(
-            f"instance_data_dir = {show(folder)}: there is no such folder",
+            f"instance_data_dir = {show(folder)}: {'this is a file' if is_file else 'there is no such folder'}",
             f"Looked at {path}; relative paths start at the working folder",
-            _near_folders(path),
+            "Name the folder that holds it"
+            if is_file
+            else advise_on_path(folder, (around.working_folder,)) or _near_folders(path),
             ("instance_data_dir",),
         )
 
@@ -291,6 +295,13 @@ def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
     except (OSError, ValueError):  # a name that no folder can have
+        return False
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
         return False
 
 

@@ -19,6 +19,7 @@ from simpletuner.config.dataset_rules import check_datasets
 from simpletuner.config.dataset_stores import default_store
 from simpletuner.config.documents import fill_environment
 from simpletuner.config.draft import Draft
+from simpletuner.config.foreign_paths import advise_on_path
 from simpletuner.config.legacy import REMOVED_OPTIMIZERS
 from simpletuner.config.named_files import NamedFiles, read_named_files
 from simpletuner.config.paths import check_paths, expand
@@ -248,10 +249,12 @@ def _missing_file(option: str, text: str, sources: Sources, working_folder: Path
     folders = {*(path.parent for path in looked), working_folder, working_folder / "config", sources.folder}
     near = sorted({file for folder in folders if folder.is_dir() for file in folder.glob(pattern)})
     names = ", ".join(display_name(file, working_folder) for file in near[:6])
+    home = next((folder for folder in sources.folder.parents if (folder / text).is_file()), None)
+    fix = f"Run the command in {home}, where this path leads to a file" if home else advise_on_path(text, folders)
     return Problem(
         f"{option} = {show(text)}: there is no such file",
         f"Looked at {' and '.join(dict.fromkeys(display_name(path, working_folder) for path in looked))}",
-        f"Files near by: {names}" if names else "Write the file, or correct the path",
+        fix or (f"Files near by: {names}" if names else "Write the file, or correct the path"),
         where,
     )
 

@@ -178,7 +178,10 @@ def _first_file(folder: Path, line: CommandLine, environment: Mapping[str, str])
 
 def _nothing_found(working_folder: Path) -> UserError:
     environments = sorted(path.parent.name for path in (working_folder / "config").glob("*/config.json"))
-    fix = "Start from an example (`simpletuner examples list`), or see the whole path at work with `simpletuner demo`"
+    fix = (
+        "Write one with `simpletuner configure`, start from an example (`simpletuner examples list`), or see the whole "
+        "path at work with `simpletuner demo`"
+    )
     if environments:
         fix = f"Name one with --env: {', '.join(environments)}. " + fix
     return UserError(

@@ -14,6 +14,7 @@ from typing import Any
 from simpletuner.config.table import OptionSpec
 from simpletuner.core.catalog import did_you_mean
 
+MANY_CHOICES, SOME_CHOICES = 20, 8  # longer lists of values are told by their beginning
 TRUE = ("true", "yes", "on", "y", "1")
 FALSE = ("false", "no", "off", "n", "0")
 
@@ -151,13 +152,20 @@ def _read_choice(spec: OptionSpec, raw: Any) -> str:
     if isinstance(raw, bool) and str(raw).lower() in spec.facts.value_aliases:
         raw = str(raw).lower()  # a switch that has grown names
     if not isinstance(raw, str) and not (isinstance(raw, (int, float)) and not isinstance(raw, bool)):
-        raise UnreadableError(f"It must be one of: {', '.join(spec.choices)}")
+        raise UnreadableError(_told_choices(spec))
     written = str(raw)
     lowered = {word.lower(): word for word in spec.known_choices}
     word = spec.facts.value_aliases.get(written.lower(), written).lower()
     if word in lowered:
         return lowered[word]
-    raise UnreadableError(f"It must be one of: {', '.join(spec.choices)}", did_you_mean(written, list(spec.choices)))
+    raise UnreadableError(_told_choices(spec), did_you_mean(written, list(spec.choices)))
+
+
+def _told_choices(spec: OptionSpec) -> str:
+    if len(spec.choices) <= MANY_CHOICES:
+        return f"It must be one of: {', '.join(spec.choices)}"
+    some = ", ".join(spec.choices[:SOME_CHOICES])
+    return f"It must be one of: {some}, … (`simpletuner options {spec.name}` lists all {len(spec.choices)})"
 
 
 def _read_text(spec: OptionSpec, raw: Any) -> str | None:
