@@ -90,7 +90,11 @@ def _share(forecast: Forecast, config: RunConfig, reference: CardForecast) -> It
     yield Problem(
         f"validation takes about {share:.0%} of the time: {count} times {_videos(forecast)}",
         "More than a quarter is rarely worth it",
-        (f"Raise validation_step_interval to about {wanted}, or lower" if wanted < forecast.length.steps else "Lower")
+        (
+            f"Raise validation_step_interval to about {wanted}, or lower"
+            if wanted < (forecast.length.steps or math.inf)
+            else "Lower"
+        )
         + " validation_num_video_frames, or use fewer prompts",
         _place(config, "validation_step_interval"),
         Severity.WARNING,
