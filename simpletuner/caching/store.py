@@ -34,8 +34,10 @@ from simpletuner.caching.entry import (
 )
 from simpletuner.caching.fingerprint import fingerprint
 from simpletuner.caching.shards import Record, ShardReader, ShardWriter
+from simpletuner.core.counting import counted
 from simpletuner.core.errors import UserError
 from simpletuner.core.files import retire, sweep, write_atomic
+from simpletuner.events.wording import told_size
 
 SUFFIX = ".safetensors"
 PACKED_SUFFIX = ".safetensors.zst"
@@ -263,8 +265,9 @@ class Status:
             told.append(f"{len(self.damaged)} cache entries cannot be used and are made again: {shown}{more}.")
         if self.stale:
             told.append(
-                f"{self.stale} cache entries ({self.stale_bytes / 1e6:.1f} MB) belong to other settings or to clips "
-                "that are gone; they are not used and not deleted (`simpletuner cache prune` removes them)."
+                f"in the cache, unused by this configuration: {counted(self.stale, 'entry', 'entries')} "
+                f"({told_size(self.stale_bytes)}) of other settings or of clips that are gone "
+                "(`simpletuner cache prune` removes them)."
             )
         return tuple(told)
 

@@ -18,6 +18,7 @@ from simpletuner.cli.tell import console_for
 from simpletuner.config.run_config import STARRED, RunConfig
 from simpletuner.config.table import SECTIONS
 from simpletuner.config.values import show
+from simpletuner.core.counting import counted
 from simpletuner.events.wording import told_size
 from simpletuner.recipes.card_table import CardNeeds, tabulate_cards
 from simpletuner.recipes.check import Checked
@@ -122,7 +123,7 @@ def _length_lines(forecast: Forecast, config: RunConfig) -> list[tuple[str, str]
     if length.epochs is not None and data is not None:
         steps += f" = {length.epochs:,.1f} epochs of {data.steps_per_epoch} steps ({data.draws} draws)"
     lines.append(("length", steps))
-    lines.append(("step", f"up to {length.samples_per_step} clips"))
+    lines.append(("step", f"up to {counted(length.samples_per_step, 'clip')}"))
     interval = config.checkpoint.checkpoint_step_interval
     when = f"every {interval} steps and at the end" if interval else "at the end"
     lines.append(("checkpoints", f"{length.checkpoints}, {when}; {length.checkpoints_kept} kept"))
@@ -134,7 +135,8 @@ def _length_lines(forecast: Forecast, config: RunConfig) -> list[tuple[str, str]
     lines.append(("validation", told))
     if length.evaluations:
         clips, levels = sum(length.clips_each.values()), config.evaluation.eval_timesteps
-        lines.append(("evaluation loss", f"{length.evaluations} times {clips} clips at {levels} noise levels"))
+        what = f"{counted(clips, 'clip')} at {counted(levels, 'noise level')}"
+        lines.append(("evaluation loss", f"{length.evaluations} times {what}"))
     return lines
 
 

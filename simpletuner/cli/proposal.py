@@ -10,7 +10,7 @@ from simpletuner.recipes.forecast import Forecast
 
 HEADING = Words("What it comes to", "训练计划")
 BUCKET = Words(
-    "{0}: {1} samples of {2} tokens, {3} batches per epoch",
+    "{0}: samples {1}, tokens of each {2}, batches per epoch {3}",
     "{0}：{1} 个样本，每个 {2} token，每轮 {3} 批",
 )
 LENGTH = Words("{0} steps ({1} epochs), {2} checkpoints, {3} previews", "{0} 步（{1} 轮），{2} 个检查点，{3} 次预览")

@@ -17,12 +17,16 @@ from simpletuner.config.legacy import ENV_NAMES, LAUNCH_NAMES, OTHER_NAMES, OTHE
 from simpletuner.config.presets import preset_folder
 from simpletuner.config.surfaces.cli import CommandLine, Given, parse_arguments
 from simpletuner.config.table import option_table
+from simpletuner.config.values import show
 from simpletuner.core.catalog import did_you_mean
 from simpletuner.core.errors import Problem, Severity, UserError
 
 PREFIX = "SIMPLETUNER_"
 SUFFIXES = (".json", ".jsonc", ".toml", ".env")
 NO_FILE = "no configuration file"
+FILE_BACKENDS = ("json", "toml", "env")
+BACKEND_VARIABLES = ("SIMPLETUNER_CONFIG_BACKEND", "CONFIG_BACKEND")
+OLD_BACKEND_VARIABLE = "CONFIG_TYPE"  # a name that others use too, so that only words we know are heard
 
 
 @dataclass
@@ -90,7 +94,7 @@ def find_sources(line: CommandLine, environment: Mapping[str, str], working_fold
             working_folder, line, environment
         )
         if file is None and not line.overrides:
-            raise _nothing_found(working_folder)
+            raise _nothing_found(working_folder, _told_search(line, environment, "config/ and in the working folder"))
     else:
         file = selected
     if file is not None:
@@ -136,8 +140,8 @@ def _select(line: CommandLine, environment: Mapping[str, str], working_folder: P
         known = sorted(path.parent.name for path in (working_folder / "config").glob("*/config.*"))
         raise UserError(
             f"there is no environment '{name}'",
-            f"Looked for config.json, config.toml and config.env in {display_name(folder, working_folder)}",
-            did_you_mean(name, known)
+            _told_search(line, environment, display_name(folder, working_folder)),
+            (did_you_mean(name, known) if name not in known else "Ask for the kind of file that is there, or for none")
             or (f"Available: {', '.join(known)}" if known else f"Write config/{name}/config.json"),
         )
     return file
@@ -165,19 +169,47 @@ def _near_by(path: Path, working_folder: Path) -> list[str]:
 
 def _first_file(folder: Path, line: CommandLine, environment: Mapping[str, str]) -> Path | None:
     """The first of config.json, config.toml, config.env in `folder`, or the one the backend asks for."""
-    backend = line.selection.get("config_backend", "")
-    for variable in ("SIMPLETUNER_CONFIG_BACKEND", "CONFIG_BACKEND", "CONFIG_TYPE"):
-        backend = backend or environment.get(variable, "")
+    return next((folder / name for name in _file_names(line, environment) if (folder / name).is_file()), None)
+
+
+def _file_names(line: CommandLine, environment: Mapping[str, str]) -> list[str]:
+    """The names a configuration file may have, the first one there wins.
+
+    Raises:
+        UserError: If a kind of file is asked for that there is not.
+    """
+    asked = [("--config_backend", line.selection.get("config_backend", ""))]
+    asked += [(name, environment.get(name, "")) for name in BACKEND_VARIABLES]
+    source, backend = next(((source, word) for source, word in asked if word.strip()), ("", ""))
+    backend, old = backend.strip().lower(), environment.get(OLD_BACKEND_VARIABLE, "").strip().lower()
+    if not backend and old in (*FILE_BACKENDS, "cmd"):
+        backend = old
+    if not backend:
+        return [f"config.{kind}" for kind in FILE_BACKENDS]
     if backend == "cmd":
-        return None
-    names = (
-        [f"config.{backend}"] if backend in ("json", "toml", "env") else ["config.json", "config.toml", "config.env"]
+        return []
+    if backend not in FILE_BACKENDS:
+        raise UserError(
+            f"{source} = {show(backend)}",
+            f"It must be one of: {', '.join((*FILE_BACKENDS, 'cmd'))}",
+            did_you_mean(backend, [*FILE_BACKENDS, "cmd"]) or "Leave it out to take the file that is there",
+        )
+    return [f"config.{backend}"]
+
+
+def _told_search(line: CommandLine, environment: Mapping[str, str], where: str) -> str:
+    names = _file_names(line, environment)
+    if not names:
+        return "Looked at the command line alone, as the configuration backend `cmd` asks"
+    if len(names) == 1:
+        return f"Looked for {names[0]} in {where}, as the configuration backend asks"
+    return f"Looked for {', '.join(names[:-1])} and {names[-1]} in {where}"
+
+
+def _nothing_found(working_folder: Path, looked: str) -> UserError:
+    environments = sorted(
+        {path.parent.name for kind in FILE_BACKENDS for path in (working_folder / "config").glob(f"*/config.{kind}")}
     )
-    return next((folder / name for name in names if (folder / name).is_file()), None)
-
-
-def _nothing_found(working_folder: Path) -> UserError:
-    environments = sorted(path.parent.name for path in (working_folder / "config").glob("*/config.json"))
     fix = (
         "Write one with `simpletuner configure`, start from an example (`simpletuner examples list`), or see the whole "
         "path at work with `simpletuner demo`"
@@ -186,7 +218,7 @@ def _nothing_found(working_folder: Path) -> UserError:
         fix = f"Name one with --env: {', '.join(environments)}. " + fix
     return UserError(
         "there is no configuration",
-        "Looked for config.json, config.toml and config.env in config/ and in the working folder",
+        looked,
         fix,
     )
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from math import lcm
 
 from simpletuner.config.dataset import ClipDataset
+from simpletuner.core.counting import counted
 from simpletuner.core.errors import Problem
 from simpletuner.data.geometry import Raster, align, edge_of_area, frames_8k1, megapixels_of, requested_frames
 from simpletuner.data.listing import MediaListing, endings_of
@@ -37,7 +38,8 @@ def notes_on(
     if enlarged:
         most = max(enlarged, key=_enlargement)
         scale = f"{_enlargement(most):.2g}×"
-        notes.append(f"{len(enlarged)} files are enlarged, most of all {printable(most.path)} ({scale})")
+        told = counted(len(enlarged), "file is", "files are")
+        notes.append(f"{told} enlarged, most of all {printable(most.path)} ({scale})")
     if listing.ignored:
         notes.append("ignored: " + ", ".join(f"{count} {kind}" for kind, count in sorted(listing.ignored.items())))
     return [note for note in notes if note]

@@ -12,6 +12,7 @@ from simpletuner.config.catalogs.cards import CardRow
 from simpletuner.config.draft import Draft
 from simpletuner.config.run_config import RunConfig
 from simpletuner.config.values import show
+from simpletuner.core.counting import counted
 from simpletuner.core.errors import Problem, Severity
 from simpletuner.events.wording import told_size
 from simpletuner.recipes.disk_plan import check_disk
@@ -22,7 +23,7 @@ from simpletuner.runtime.machine import Machine
 DAY_SECONDS = 24 * 3600.0
 LONG_SECONDS = 3 * DAY_SECONDS
 LARGE_VALIDATION_SHARE = 0.25
-BRIEF_SECONDS = 60.0  # videos that take less in a whole run are not worth a word
+BRIEF_SECONDS = 60.0  # videos or measurements that take less in a whole run are not worth a word
 MANY_EPOCHS = 1000
 ROOMY_SHARE = 0.7  # of the machine's memory; the rest is for the system, the loader and the first look at the weights
 
@@ -104,12 +105,12 @@ def _share(forecast: Forecast, config: RunConfig, reference: CardForecast) -> It
 def _evaluation_share(forecast: Forecast, config: RunConfig, reference: CardForecast) -> Iterator[Problem]:
     times = reference.times
     together = (times.training or 0.0) + times.evaluation
-    if not times.training or times.evaluation <= LARGE_VALIDATION_SHARE * together:
+    if not times.training or times.evaluation < BRIEF_SECONDS or times.evaluation <= LARGE_VALIDATION_SHARE * together:
         return
     clips, levels = sum(forecast.length.clips_each.values()), config.evaluation.eval_timesteps
     yield Problem(
         f"the evaluation loss takes about {times.evaluation / together:.0%} of the time: "
-        f"{forecast.length.evaluations} times {clips} clips at {levels} noise levels",
+        f"{forecast.length.evaluations} times {counted(clips, 'clip')} at {counted(levels, 'noise level')}",
         "More than a quarter is rarely worth it",
         "Raise eval_steps_interval, or lower num_eval_images or eval_timesteps",
         _place(config, "eval_steps_interval"),

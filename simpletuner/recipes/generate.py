@@ -15,6 +15,7 @@ from simpletuner.caching.fingerprint import encoder_identity
 from simpletuner.caching.prompts import PromptCache, PromptSettings, cache_prompts
 from simpletuner.config.catalogs.families import FAMILIES
 from simpletuner.config.generation import FAMILY
+from simpletuner.core.counting import counted
 from simpletuner.core.errors import Severity, UserError
 from simpletuner.events.types import (
     Event,
@@ -104,7 +105,7 @@ def _make_all(
             continue
         made.append(event)
         emit(event)
-    emit(StageFinished(STAGE, total, time.monotonic() - started, f"{len(made)} videos"))
+    emit(StageFinished(STAGE, total, time.monotonic() - started, counted(len(made), "video")))
     return made, failed
 
 

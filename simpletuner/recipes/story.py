@@ -15,6 +15,7 @@ from simpletuner.config.catalogs.families import FAMILIES, Grid
 from simpletuner.config.catalogs.optimizers import OPTIMIZERS
 from simpletuner.config.catalogs.precisions import is_quantized
 from simpletuner.config.run_config import RunConfig
+from simpletuner.core.counting import counted
 from simpletuner.data.batches import BatchStream
 from simpletuner.data.buckets import describe_buckets
 from simpletuner.data.notes import summarize_reasons
@@ -51,10 +52,11 @@ def tell_plan(config: RunConfig, plan: RunPlan, host: Host, emit: Callable[[Even
     seen = used | measured | {(sample.dataset, sample.path) for sample in plan.found.samples}
     seen |= {(item.dataset, item.path) for item in plan.found.left_out}
     excerpts = f" in {len(plan.samples)} excerpts" if len(plan.samples) != len(used) else ""
+    apart = counted(len(plan.evaluation), "set")
     lines: Lines = (
-        ("found", f"{len(seen)} files in {sets} data set{'s' if sets != 1 else ''}"),
+        ("found", f"{counted(len(seen), 'file')} in {counted(sets, 'data set')}"),
         ("used", f"{len(used)}{excerpts} ({sum(len(sample.captions) for sample in plan.samples)} captions)"),
-        *([("for evaluation", f"{len(measured)} in {len(plan.evaluation)} sets, never trained")] if measured else []),
+        *([("for evaluation", f"{len(measured)} in {apart}, never trained")] if measured else []),
         ("left out", str(len(seen) - len(used | measured))),
     )
     emit(StoryTold("Clips", lines))

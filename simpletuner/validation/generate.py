@@ -22,6 +22,7 @@ from torch import nn
 from simpletuner.caching.prompts import PromptCache
 from simpletuner.config.run_config import ValidationPrompt
 from simpletuner.config.sections.validation import ValidationSection
+from simpletuner.core.counting import counted
 from simpletuner.core.errors import UserError
 from simpletuner.events.types import Event, Noticed, StageAdvanced, StageFinished, StageStarted, VideoGenerated
 from simpletuner.maths.video_measures import likeness, measure_video
@@ -149,7 +150,7 @@ def generate_videos(
             emit(event)
     autoencoder = None  # type: ignore[assignment]  # its memory belongs to training again
     _release_memory()
-    emit(StageFinished(STAGE, total, time.monotonic() - started, f"{len(made)} videos"))
+    emit(StageFinished(STAGE, total, time.monotonic() - started, counted(len(made), "video")))
     return made
 
 

@@ -292,7 +292,7 @@ def _told_evaluation(event: LossEvaluated) -> str:
     best = "the lowest so far" if event.is_best else f"lowest: {event.best_loss:.4f} at step {event.best_step}"
     best = best if event.decides else ""
     told = f"Loss on clips set apart (step {event.step}{which}): {event.loss:.4f}"
-    return f"{told} ({'; '.join(part for part in (sets, best) if part)}; {told_duration(event.seconds)})"
+    return f"{told} ({'; '.join(part for part in (sets, best, told_duration(event.seconds)) if part)})"
 
 
 def _train_detail(event: StepFinished) -> str:

@@ -140,7 +140,7 @@ def test_trap_8_every_geometry_key_encodes_everything_again(
     build(clips, samples, events)
     changed = build(clips, [SHAPING[key](sample) for sample in samples], events)
     assert (changed.encoded, changed.reused, changed.stale) == (3, 0, 3)
-    assert any("3 cache entries" in event.text for event in events if isinstance(event, Noticed))
+    assert any("3 entries" in event.text for event in events if isinstance(event, Noticed))
 
 
 def test_trap_9_a_changed_setting_is_what_is_read(clips: Path, samples: list[Sample], events: list[Event]) -> None:

@@ -115,6 +115,12 @@ def test_env_backend(desk) -> None:
     config = resolve_config([], {}, desk.folder)
     assert (config.schedule.max_train_steps, config.adapter.lora_rank) == (5, 4)
     assert config.origins["lora_rank"] == "config/config.env:5"
+    for asked, part in (("toml", "Looked for config.toml in config/"), ("jsn", "Did you mean 'json'?"),
+                        ("cmd", "Looked at the command line alone")):  # fmt: skip
+        with pytest.raises(UserError) as caught:
+            resolve_config([], {"CONFIG_BACKEND": asked}, desk.folder)
+        assert part in str(caught.value)
+    assert resolve_config([], {"CONFIG_TYPE": "production"}, desk.folder).schedule.max_train_steps == 5
 
 
 def test_only_the_command_line(tmp_path: Path) -> None:
