@@ -21,7 +21,7 @@ from simpletuner.core.errors import UserError
 def run(words: list[str]) -> int:
     """List all options, explain one, or print a JSON Schema."""
     parser = argparse.ArgumentParser("simpletuner options", description="List all options, or explain one.")
-    parser.add_argument("name", nargs="?", help="an option, or a key of the data set file")
+    parser.add_argument("name", nargs="?", help="an option, a key of the data set file, or a word to look for")
     parser.add_argument("--all", action="store_true", help="list also what is not built yet")
     parser.add_argument("--schema", choices=("options", "datasets"), help="print a JSON Schema for editors")
     arguments = parser.parse_args(words)
@@ -38,6 +38,8 @@ def run(words: list[str]) -> int:
 
 def _explain(name: str) -> list[str]:
     spec = find_option(canonical_name(name)) or find_option(name)
+    if spec is None and (mentions := list_options(everything=True, word=name)):
+        return [f"No option is called '{name}'; `simpletuner options NAME` explains one of these:", *mentions]
     if spec is None:
         known = [*option_table(), *alias_table(), *(key for table in dataset_tables().values() for key in table)]
         fix = did_you_mean(canonical_name(name), known) or "`simpletuner options` lists all"

@@ -5,13 +5,13 @@ Pure: from samples, files left out and looks to findings; `recipes/lint.py` and 
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from simpletuner.core.errors import Severity
 from simpletuner.data.buckets import draws_per_epoch, group_by_bucket
+from simpletuner.data.foreign_letters import is_foreign, is_foreign_text
 from simpletuner.data.looks import Looks, enlargement
 from simpletuner.data.quality import find_flags
 from simpletuner.data.sample import LeftOut, Sample, printable
@@ -23,9 +23,6 @@ SHORT_CAPTION_WORDS = 4  # "a dog" teaches a name, not what the clip shows
 # Beyond this the pictures hold no more than the soft edges of the enlargement.
 NOTED_ENLARGEMENT, WARNED_ENLARGEMENT = 1.01, 1.5
 DIFFERENT_RATES = 0.01
-# Scripts that are hardly in the vocabulary of T5 v1.1 (English web pages, some German, French, Romanian).
-FOREIGN_SCRIPTS = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "CYRILLIC", "ARABIC", "HEBREW", "DEVANAGARI", "THAI")
-FOREIGN_SHARE = 0.2  # of the letters
 CAPTION_SHOWN = 60  # characters
 
 
@@ -123,7 +120,7 @@ def find_all(
 
 def estimated_tokens(caption: str) -> int:
     """About how many tokens of T5 a caption takes, its end mark included."""
-    letters = sum(_is_foreign(character) for character in caption)
+    letters = sum(is_foreign(character) for character in caption)
     return round(TOKENS_PER_WORD * len(caption.split())) + letters + 1
 
 
@@ -155,7 +152,7 @@ def _captions(samples: Sequence[Sample], token_length: int) -> Iterator[Finding]
         for caption in sample.captions:
             told = f"'{shorten(caption)}'"
             tokens = estimated_tokens(caption)
-            if _foreign_share(caption) >= FOREIGN_SHARE:
+            if is_foreign_text(caption):
                 yield _finding("foreign caption", sample, f"{told}: the text encoder knows hardly any of these letters")
             elif len(caption.split()) < SHORT_CAPTION_WORDS:
                 yield _finding("short caption", sample, f"{told} has {_counted(len(caption.split()), 'word')}")
@@ -182,15 +179,6 @@ def shorten(caption: str) -> str:
     """The beginning of a caption on one line."""
     line = printable(" ".join(caption.split()))
     return line if len(line) <= CAPTION_SHOWN else line[: CAPTION_SHOWN - 1].rstrip() + "…"
-
-
-def _foreign_share(caption: str) -> float:
-    letters = [character for character in caption if character.isalpha()]
-    return sum(map(_is_foreign, letters)) / len(letters) if letters else 0.0
-
-
-def _is_foreign(character: str) -> bool:
-    return character > "\u036f" and unicodedata.name(character, "").startswith(FOREIGN_SCRIPTS)
 
 
 # Pictures ---------------------------------------------------------------------------------------

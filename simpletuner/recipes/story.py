@@ -25,7 +25,7 @@ from simpletuner.events.wording import told_size
 from simpletuner.maths.sigmas import auto_shift
 from simpletuner.models.adapters.layer_names import tell_layers
 from simpletuner.recipes.plan import RunPlan
-from simpletuner.recipes.survey import batch_rules
+from simpletuner.recipes.survey import batch_rules, foreign_captions
 from simpletuner.runtime.compiler import missing_compiler
 from simpletuner.runtime.host import Host
 from simpletuner.training.state import TrainState
@@ -46,6 +46,8 @@ def tell_plan(config: RunConfig, plan: RunPlan, host: Host, emit: Callable[[Even
         )
     for line in _left_out_lines(plan):
         emit(Noticed("warning", line))
+    if foreign := foreign_captions(config, plan.samples):
+        emit(Noticed("warning", foreign))
     used = {(sample.dataset, sample.path) for sample in plan.samples}
     measured = {(sample.dataset, sample.path) for samples in plan.evaluation.values() for sample in samples}
     sets = len(config.all_datasets)

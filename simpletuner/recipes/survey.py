@@ -16,6 +16,7 @@ from simpletuner.data.batch_rules import BatchRules
 from simpletuner.data.buckets import check_buckets
 from simpletuner.data.epochs import Epochs, total_steps
 from simpletuner.data.find import FoundSamples, find_samples
+from simpletuner.data.foreign_letters import tell_foreign
 from simpletuner.data.notes import summarize_reasons
 from simpletuner.data.sample import Sample
 from simpletuner.data.storage import Storage, open_storage
@@ -96,6 +97,11 @@ def check_sizes(samples: tuple[Sample, ...], config: RunConfig) -> tuple[Sample,
     """The samples whose buckets can fill a batch; see `check_buckets` for the rule and its errors."""
     rules = batch_rules(config)
     return check_buckets(raise_repeats(samples, rules).samples, rules)
+
+
+def foreign_captions(config: RunConfig, samples: Sequence[Sample]) -> str:
+    """A sentence on captions that the release's own text encoder hardly reads; empty without such, or with another."""
+    return "" if config.model.pretrained_t5_model_name_or_path else tell_foreign(samples)
 
 
 def batch_rules(config: RunConfig, processes: int = 1) -> BatchRules:

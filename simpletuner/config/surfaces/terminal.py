@@ -67,17 +67,32 @@ def related_options(spec: OptionSpec, limit: int = 8) -> list[str]:
     return [name for score, name in sorted(scored, key=lambda pair: -pair[0]) if score][:limit]
 
 
-def list_options(*, everything: bool) -> Iterator[str]:
-    """All options by section, one line each; without `everything` only those that work today."""
-    section = ""
+def list_options(*, everything: bool, word: str = "") -> list[str]:
+    """All options by section, one line each.
+
+    Args:
+        everything: Also those that are not built, do nothing or are refused.
+        word: Only those with this word in their name or their help, in any of its languages.
+    """
+    section, lines, wanted = "", [], word.lower()
     for spec in option_table().values():
         if not everything and (spec.facts.planned or spec.facts.refused or spec.facts.accepted_note):
             continue
+        if wanted not in f"{spec.name} {spec.facts.help} {spec.facts.zh}".lower():
+            continue
         if spec.section != section:
             section = spec.section
-            yield ""
-            yield HEADINGS[section][0]
-        yield f"  {spec.name:<42} {default_text(spec).replace('`', ''):<22.22} {spec.facts.help}"
+            lines += ["", HEADINGS[section][0]]
+        told = _state(spec) + spec.facts.help
+        lines.append(f"  {spec.name:<42} {default_text(spec).replace('`', ''):<22.22} {told}")
+    return lines
+
+
+def _state(spec: OptionSpec) -> str:
+    """What is to be known of an option that does not simply work; empty for all others."""
+    if spec.facts.refused or (spec.facts.planned and not spec.facts.planned_values):
+        return "[refused] " if spec.facts.refused else "[not built yet] "
+    return "[accepted, has no effect] " if spec.facts.accepted_note else ""
 
 
 def find_option(name: str) -> OptionSpec | None:

@@ -117,6 +117,14 @@ def test_options(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "8k+1" in capsys.readouterr().out
     assert main(["options", "--schema", "options"]) == 0
     assert json.loads(capsys.readouterr().out)["type"] == "object"
+    assert main(["options", "--all"]) == 0
+    listed = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    assert "[not built yet]" in listed["ramtorch"]
+    assert "[" not in listed["lora_rank"]
+    assert main(["options", "Gradients"]) == 0
+    told = capsys.readouterr().out
+    assert "set_grads_to_none" in told
+    assert "lora_rank" not in told
     assert main(["options", "lora_rnak"]) == 2
     assert "Did you mean 'lora_rank'?" in capsys.readouterr().err
 
