@@ -1,10 +1,11 @@
-"""From the command to the first optimizer step, cold and warm, split into its parts.
+"""From the command to the first optimizer step, cold and warm, split into its parts, beside a bare program.
 
     python benchmarks/start_up.py [--rounds 3] [--write NAME]
 
-Each round trains two steps of a small project twice as a whole process: cold (no cache) and warm
-(everything encoded). The parts come from the time stamps of the run's own journal; the imports are
-also timed alone. A figure is the median over the rounds.
+Each round trains two steps of a small project as whole processes: cold (no cache) and warm (everything encoded), by
+`simpletuner train` and by `bare_start.py`, in turn. The parts come from the time stamps of the run's own journal. A
+figure is the median over the rounds. Both may keep bytecode, as on a user's machine; a first start of each, which
+compiles it, is not counted.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 CLIPS, WIDTH, HEIGHT, FRAMES, RATE = 16, 256, 192, 49, 25.0
-PARTS = ("imports", "configuration and clips", "captions", "latents", "model", "first step", "total")
-IMPORTS = (
-    "import time, simpletuner.recipes.train; from simpletuner.config.catalogs.families import FAMILIES; "
-    "FAMILIES.load('ltxvideo'); print(time.time())"
-)
+ORDER = ("imports, configuration and clips", "captions", "latents", "model", "first step")
+PARTS = (*ORDER, "total", "bare, total", "ratio")
+
+
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def write_project(folder: Path) -> Path:
@@ -76,7 +77,10 @@ def time_start(config: Path) -> dict[str, float]:
     shutil.rmtree(run, ignore_errors=True)
     started = time.time()
     subprocess.run(
-        [sys.executable, "-m", "simpletuner", "train", "--config", str(config)], check=True, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "simpletuner", "train", "--config", str(config)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env=ENVIRONMENT,
     )
     lines = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
     marks = {"start": started}
@@ -84,16 +88,23 @@ def time_start(config: Path) -> dict[str, float]:
         name = moment_name(line)
         if name and name not in marks:
             marks[name] = stamp(line["time"])
-    order = ["start", "planned", "captions", "latents", "model", "first step"]
-    spans = {part: marks[part] - marks[before] for before, part in itertools.pairwise(order)}
+    spans = {part: marks[part] - marks[before] for before, part in itertools.pairwise(("start", *ORDER))}
     return {**spans, "total": marks["first step"] - started}
+
+
+def time_bare(folder: Path) -> float:
+    """Seconds from the start of the bare program to the end of its first step."""
+    program, started = Path(__file__).with_name("bare_start.py"), time.time()
+    command = [sys.executable, str(program), str(folder)]
+    told = subprocess.run(command, check=True, capture_output=True, text=True, env=ENVIRONMENT)
+    return float(told.stdout.split()[-1]) - started
 
 
 def moment_name(line: dict[str, Any]) -> str:
     """Which part a journal line ends; empty for the others."""
     kind = line["kind"]
     if kind == "run_started":
-        return "planned"
+        return ORDER[0]
     if kind == "stage_finished":
         return {"prompts": "captions", "latents": "latents"}.get(line["stage"], "")
     if kind == "story_told" and line["heading"] == "Training":
@@ -106,25 +117,18 @@ def stamp(text: str) -> float:
     return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc).timestamp()
 
 
-def time_imports() -> float:
-    """Seconds from the start of a process until it has imported what a run imports."""
-    started = time.time()
-    told = subprocess.run([sys.executable, "-c", IMPORTS], check=True, capture_output=True, text=True)
-    return float(told.stdout) - started
-
-
 def measure(rounds: int) -> dict[str, dict[str, float]]:
     """Median seconds by part, for cold and warm starts."""
     with tempfile.TemporaryDirectory() as folder:
         config = write_project(Path(folder))
         found: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
+        time_start(config), time_bare(Path(folder))
         for _ in range(rounds):
-            shutil.rmtree(Path(folder) / "cache", ignore_errors=True)
+            for cache in ("cache", "encoded"):
+                shutil.rmtree(Path(folder) / cache, ignore_errors=True)
             for kind in found:
-                spans = time_start(config)
-                spans["imports"] = time_imports()
-                spans["configuration and clips"] = spans.pop("planned") - spans["imports"]
-                found[kind].append(spans)
+                spans, bare = time_start(config), time_bare(Path(folder))
+                found[kind].append({**spans, "bare, total": bare, "ratio": spans["total"] / bare})
     return {
         kind: {part: statistics.median(spans[part] for spans in several) for part in PARTS}
         for kind, several in found.items()

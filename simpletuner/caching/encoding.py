@@ -6,7 +6,6 @@ Frames stay uint8 until they are where the autoencoder is. Nothing here knows of
 from __future__ import annotations
 
 import contextlib
-import gc
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -20,6 +19,7 @@ from simpletuner.data.decode import Frames, decode_sample
 from simpletuner.data.sample import DamagedMedia, Sample, Unfit
 from simpletuner.data.storage import Storage
 from simpletuner.models.family import Autoencoder
+from simpletuner.runtime.host import release_memory
 
 NOT_FINITE = Refused("its latents are not finite numbers (try vae_dtype=fp32)")
 # On a CPU two clips side by side use two halves of the cores better than one clip uses all, because much of the
@@ -70,8 +70,7 @@ class ClipEncoder:
     def drop(self) -> None:
         """Forget the autoencoder; the next clip loads it again."""
         self._autoencoder = None
-        gc.collect()
-        torch.cuda.empty_cache()  # does nothing where CUDA was never used
+        release_memory()
 
     def _loaded(self) -> Autoencoder:
         with self._loading:

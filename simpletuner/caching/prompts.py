@@ -8,7 +8,6 @@ are kept: no part of the model looks at the features of padding (docs/decisions/
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from simpletuner.caching.store import EntryReader, EntryWriter, Key, Status, Sto
 from simpletuner.core.errors import ExitCode, UserError
 from simpletuner.events.types import Event, Noticed, StageAdvanced, StageFinished, StageStarted
 from simpletuner.models.family import PromptEncoder
+from simpletuner.runtime.host import release_memory
 
 STAGE = "prompts"
 KIND = "prompt"
@@ -267,8 +267,7 @@ class _TextEncoder:
     def drop(self) -> None:
         """Forget the encoder; the next text loads it again."""
         self._encoder = None
-        gc.collect()
-        torch.cuda.empty_cache()  # does nothing where CUDA was never used
+        release_memory()
 
 
 def _with_padding(tensors: Mapping[str, Tensor]) -> Features:

@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from simpletuner.cli.logs import set_up_logging
-from simpletuner.config.sources import log_level, process_environment
+from simpletuner.cli.logs import begin_logging
+
 from simpletuner.core.errors import UserError
 from simpletuner.core.files import ensure_writable
 
@@ -20,7 +20,7 @@ def run(words: list[str]) -> int:
     parser.add_argument("folder", type=Path, help="folder to make")
     parser.add_argument("--release", default="0.9.5", help="release whose structure it copies (0.9.5)")
     arguments = parser.parse_args(words)
-    set_up_logging(log_level(process_environment()))
+    begin_logging()
     if arguments.folder.exists():
         raise UserError(
             f"'{arguments.folder}' is already there", "Nothing of yours is overwritten", "Choose another folder"

@@ -28,6 +28,8 @@ def loading_libraries(stream: TextIO | None = None) -> Iterator[None]:
     try:
         yield
     finally:
+        if not gc.get_freeze_count():
+            gc.freeze()  # or the first collection would walk through all of them
         gc.enable()
         if shows:
             stream.write("\r\033[K")

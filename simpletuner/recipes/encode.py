@@ -83,7 +83,7 @@ def fill_caches(
         emit=emit,
     )
     if prompts.encoded:
-        release_memory(host.device)
+        release_memory()
     shelf, filling = autoencoders or AutoencoderShelf(config, plan, host), True
 
     def lend() -> Autoencoder:
@@ -100,7 +100,7 @@ def fill_caches(
     )
     filling = False
     if latents.encoded:
-        release_memory(host.device)
+        release_memory()
     return latents, prompts
 
 

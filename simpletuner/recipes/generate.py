@@ -101,7 +101,7 @@ def _make_all(
         except GENERATION_FAULTS as error:
             failed.append(f"'{piece.path.name}': {reason_of(error)}")
             emit(Noticed("error", f"no video {failed[-1]}"))
-            release_memory(host.device)
+            release_memory()
             continue
         made.append(event)
         emit(event)
@@ -145,7 +145,7 @@ def _encode_prompts(
         )  # fmt: skip
 
     prompts = cache_prompts(sorted(texts), settings, load, emit=emit)
-    release_memory(host.device)
+    release_memory()
     return prompts
 
 

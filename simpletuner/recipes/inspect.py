@@ -109,7 +109,7 @@ def inspect_data(
         sheets=_draw_sheets(panels, folder),
     )
     if latents:
-        release_memory(host.device)
+        release_memory()
     return write_page(inspection, FAMILIES[str(config.model.model_family)].grid, folder)
 
 

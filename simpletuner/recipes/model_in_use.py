@@ -64,4 +64,4 @@ def use_model(
         if streamer is not None:
             streamer.close()
             clear_scratch(scratch_folder(memory, scratch))
-        release_memory(host.device)
+        release_memory()

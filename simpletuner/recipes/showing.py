@@ -77,7 +77,7 @@ def validate(
         weights=weights,
         emit=session.run.emit,
     )
-    release_memory(session.host.device)
+    release_memory()
 
 
 def shows_plain(session: Session) -> bool:

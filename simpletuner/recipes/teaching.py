@@ -65,7 +65,7 @@ def prepare_teaching(
         lambda: _load(config, plan, host, place),
         emit=emit,
     )
-    release_memory(host.device)
+    release_memory()
     return Teaching(place.width, cache)
 
 

@@ -34,11 +34,11 @@ class Absence:
         if self._stored is None:
             self._stored = [[self._copy(leaf) for leaf in weight.leaves] for weight in frozen_weights(self._model)]
         self._wear(lambda leaf: leaf)
-        release_memory(self._device)
+        release_memory()
         try:
             yield
         finally:
-            release_memory(self._device)
+            release_memory()
             # Copies, on the CPU too: what waits is never what is computed with.
             self._wear(lambda leaf: leaf.to(self._device, copy=True, non_blocking=True))
 

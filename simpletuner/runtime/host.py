@@ -77,20 +77,19 @@ def _own_process() -> psutil.Process:
     return psutil.Process()
 
 
+@functools.cache
 def spare_collections() -> None:
     """Let garbage collections pass over everything that is there now: hundreds of thousands of objects of libraries.
 
-    To be asked for when these are imported and no model is loaded yet. Once per process: later calls would keep what
-    an earlier run has left.
+    To be asked for when these are imported and no model is loaded yet. Once per process: later calls do nothing, since
+    they would keep what an earlier run has left.
     """
-    if not gc.get_freeze_count():
-        gc.freeze()
+    gc.freeze()
 
 
-def release_memory(device: torch.device) -> None:
+def release_memory() -> None:
     """Give back what dropped models held, so that the next one finds room."""
     gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
+    torch.cuda.empty_cache()  # does nothing where CUDA was never used
+    if torch.backends.mps.is_available():
         torch.mps.empty_cache()

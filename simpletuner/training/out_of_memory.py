@@ -40,7 +40,7 @@ def make_room(state: TrainState, step: int, tell: Callable[[str], None]) -> None
     Raises:
         DoesNotFitError: If a single clip does not fit with all blocks recomputed.
     """
-    release_memory(state.trainable.device)
+    release_memory()
     done = need_less(state.trainable)
     if not done:
         raise DoesNotFitError(

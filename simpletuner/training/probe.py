@@ -84,7 +84,7 @@ def probe_step(
     while True:
         with _undone(trainable, companions):
             peak = _step(trainable, objective, companions, batch, config, total_steps, tell)
-        release_memory(trainable.device)
+        release_memory()
         if peak is not None and not (limit_bytes and peak > limit_bytes):
             break
         done = need_less(trainable)

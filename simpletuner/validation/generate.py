@@ -7,7 +7,6 @@ training. The next stop of the walk is `comparison.py`, then `report.py`.
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -27,6 +26,7 @@ from simpletuner.core.errors import UserError
 from simpletuner.events.types import Event, Noticed, StageAdvanced, StageFinished, StageStarted, VideoGenerated
 from simpletuner.maths.video_measures import likeness, measure_video
 from simpletuner.models.family import Autoencoder, GenerationRequest, GenerationStep, ModelFamily, Source
+from simpletuner.runtime.host import release_memory
 from simpletuner.runtime.seeds import stream_seed
 from simpletuner.validation.first_frame import read_first_frame
 from simpletuner.validation.names import Weights, poster_path, video_name
@@ -141,7 +141,7 @@ def generate_videos(
                 event = make_video(studio, autoencoder, job, number, step=step, weights=weights, emit=emit)
             except (*GENERATION_FAULTS, *WRITING_FAULTS) as error:
                 emit(Noticed("error", f"no video '{job.path.name}': {reason_of(error)}. Training goes on."))
-                _release_memory()
+                release_memory()
                 continue
             except GivenUpError:
                 emit(Noticed("note", f"stopped while generating: {len(made)} of {len(jobs)} videos are made"))
@@ -149,7 +149,7 @@ def generate_videos(
             made.append(event)
             emit(event)
     autoencoder = None  # type: ignore[assignment]  # its memory belongs to training again
-    _release_memory()
+    release_memory()
     emit(StageFinished(STAGE, total, time.monotonic() - started, counted(len(made), "video")))
     return made
 
@@ -330,8 +330,3 @@ def reason_of(error: BaseException) -> str:
     """The first line of what an error says."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
-
-
-def _release_memory() -> None:
-    gc.collect()
-    torch.cuda.empty_cache()  # does nothing where CUDA was never used

@@ -90,7 +90,7 @@ def rehearse_largest(
     finally:
         # On the CPU it is gone with its last use, and looking for more takes as long as a small video.
         if device.type != "cpu":
-            release_memory(device)
+            release_memory()
     return Rehearsal(width, height, settings.num_frames, max(peaks), meter.peak_bytes)
 
 

@@ -8,6 +8,7 @@ from simpletuner.runtime.host import spare_collections
 
 
 def test_what_was_imported_is_passed_over_once() -> None:
+    spare_collections.cache_clear()
     gc.unfreeze()  # the tests have let it pass over everything already
     try:
         spare_collections()
