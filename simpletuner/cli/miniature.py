@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from simpletuner.cli.logs import begin_logging
-
 from simpletuner.core.errors import UserError
 from simpletuner.core.files import ensure_writable
 

@@ -11,9 +11,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup, escape
 
 from simpletuner.core.errors import Problem, Severity
@@ -24,6 +23,7 @@ from simpletuner.data.contact_sheet import tell_window
 from simpletuner.data.findings import Finding
 from simpletuner.data.looks import enlargement
 from simpletuner.data.sample import LeftOut, Sample, printable
+from simpletuner.events.pages import open_templates
 
 PAGE = "index.html"
 TABLE = "samples.csv"
@@ -152,16 +152,7 @@ def write_page(inspection: Inspection, grid: LatentGrid, folder: Path) -> Path:
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
-    # "%", "#" and "?" in file names would otherwise change the address.
-    environment.filters["address"] = lambda path: quote(path, safe="/")
+    environment = open_templates(Path(__file__).parent / "templates")
     environment.filters["printable"] = printable
     environment.filters["window"] = tell_window
     environment.filters["source"] = tell_source

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from simpletuner.core.files import write_atomic
+from simpletuner.events.pages import address
 from simpletuner.validation.comparison import draw_course, draw_grid
 from simpletuner.validation.names import VIDEO_FOLDER
-from simpletuner.validation.page import address, render
+from simpletuner.validation.page import render
 from simpletuner.validation.run_record import Clip, Sight, read_sights
 
 GALLERY = "gallery.html"
