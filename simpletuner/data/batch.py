@@ -33,6 +33,7 @@ class Batch:
         is_i2v: Whether each sample may be given its first frame; empty means none.
         features: [B, F, h, w, E] float32, a teacher's features of each latent frame on the grid of the latents, or
             [B, F, 1, 1, E] one per frame; None where no objective asks for them.
+        noise: [B, C, F, H, W] float32, what the objective mixes in, drawn ahead; None where it draws by itself.
     """
 
     latents: Tensor
@@ -48,11 +49,12 @@ class Batch:
     epoch: int
     is_i2v: tuple[bool, ...] = ()
     features: Tensor | None = None
+    noise: Tensor | None = None
 
     @property
     def size_bytes(self) -> int:
         """Memory of its tensors."""
-        tensors = (self.latents, self.prompt_embeds, self.prompt_mask, self.frame_rates, self.features)
+        tensors = (self.latents, self.prompt_embeds, self.prompt_mask, self.frame_rates, self.features, self.noise)
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     @property
@@ -83,6 +85,7 @@ class Batch:
             share=self.share * len(numbers) / len(self.sample_numbers),
             is_i2v=self.is_i2v[rows],
             features=None if self.features is None else self.features[rows],
+            noise=None if self.noise is None else self.noise[rows],
         )
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
@@ -94,4 +97,5 @@ class Batch:
             prompt_mask=self.prompt_mask.to(device, non_blocking=True),
             frame_rates=self.frame_rates.to(device, non_blocking=True),
             features=None if self.features is None else self.features.to(device, non_blocking=True),
+            noise=None if self.noise is None else self.noise.to(device, non_blocking=True),
         )

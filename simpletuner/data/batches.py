@@ -33,6 +33,8 @@ from simpletuner.runtime.random import draw_uniform
 
 ReadLatents = Callable[[Sample], Tensor]
 ReadPrompt = Callable[[str], tuple[Tensor, Tensor]]
+# Shape of a clip's latents, running numbers of the draws -> noise [B, *shape] float32 on the CPU.
+DrawNoise = Callable[[Sequence[int], Sequence[int]], Tensor]
 
 PREFETCH_BYTES = 1 << 30  # batches waiting in memory; one may exceed it
 
@@ -63,6 +65,7 @@ class BatchStream:
         caption_dropout: float,
         prefetch: int = 2,
         read_features: ReadLatents | None = None,
+        draw_noise: DrawNoise | None = None,
         process_index: int = 0,
     ) -> None:
         """Prepare a stream; nothing is read before the first batch is asked for.
@@ -76,6 +79,8 @@ class BatchStream:
             caption_dropout: Chance in [0, 1] that a draw uses the empty prompt.
             prefetch: Batches prepared ahead in a thread at most; 0 prepares each when it is asked for.
             read_features: Sample -> a teacher's features [F, h, w, E]; None where no objective asks for them.
+            draw_noise: Draws the noise of a batch, beside training where batches are prepared ahead; None where the
+                objective draws it.
             process_index: Which of the processes this one is, from 0.
         """
         if not samples or min(rules.batch_size, rules.accumulation, rules.processes) < 1:
@@ -86,6 +91,7 @@ class BatchStream:
         self._read_latents = read_latents
         self._read_prompt = read_prompt
         self._read_features = read_features
+        self._draw_noise = draw_noise
         self._rules = rules
         self._seed = seed
         self._caption_dropout = caption_dropout
@@ -239,8 +245,9 @@ class BatchStream:
         captions = tuple(self._draw_caption(sample, number) for sample, number in zip(samples, numbers, strict=True))
         prompts = [self._prompt_of(sample, caption) for sample, caption in zip(samples, captions, strict=True)]
         embeds, masks = zip(*prompts, strict=True)
+        latents = _stack([self._latents_of(sample) for sample in samples], "latents", samples)
         batch = Batch(
-            latents=_stack([self._latents_of(sample) for sample in samples], "latents", samples),
+            latents=latents,
             prompt_embeds=_stack(embeds, "encoded captions", samples),
             prompt_mask=_stack(masks, "caption masks", samples),
             frame_rates=torch.tensor([sample.frames.frame_rate for sample in samples], dtype=torch.float32),
@@ -253,6 +260,7 @@ class BatchStream:
             epoch=epoch,
             is_i2v=tuple(sample.is_i2v for sample in samples),
             features=self._features_of(samples),
+            noise=None if self._draw_noise is None else self._draw_noise(latents.shape[1:], numbers),
         )
         return _pin(batch) if self._pins_memory else batch
 
@@ -369,4 +377,5 @@ def _pin(batch: Batch) -> Batch:
         prompt_mask=batch.prompt_mask.pin_memory(),
         frame_rates=batch.frame_rates.pin_memory(),
         features=None if batch.features is None else batch.features.pin_memory(),
+        noise=None if batch.noise is None else batch.noise.pin_memory(),
     )

@@ -7,7 +7,7 @@ known only through `models/family.py`. The walk goes on in `training/step.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import torch
@@ -59,7 +59,9 @@ class FlowMatching:
         """What the model is shown of a batch, and what it shall answer."""
         latents = batch.latents
         sigmas = self.draw_sigmas(batch)
-        noise = on_device(draw_normal(latents.shape[1:], self._seed, NOISE_STREAM, batch.sample_numbers), latents)
+        noise = batch.noise
+        if noise is None:
+            noise = on_device(draw_noise(self._seed, latents.shape[1:], batch.sample_numbers), latents)
         device_sigmas = on_device(sigmas, latents)
         given = self._first_frames.draw(batch, sigmas)
         first_sigmas = None if given is None else on_device(given.sigmas, latents)
@@ -138,6 +140,11 @@ class FlowMatching:
             return noise
         extra = draw_normal(noise.shape[1:], self._seed, PERTURBATION_STREAM, batch.sample_numbers)
         return torch.add(noise, on_device(extra, noise), alpha=share)
+
+
+def draw_noise(seed: int, shape: Sequence[int], numbers: Sequence[int]) -> Tensor:
+    """The noise [len(numbers), *shape] float32 on the CPU that draws with these running numbers are mixed with."""
+    return draw_normal(shape, seed, NOISE_STREAM, numbers)
 
 
 def loss_at(

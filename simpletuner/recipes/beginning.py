@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from simpletuner.caching.latents import LatentCache
@@ -19,6 +20,7 @@ from simpletuner.data.sample import Sample
 from simpletuner.events.phases import phase
 from simpletuner.events.types import Event
 from simpletuner.models.cost import cost_source
+from simpletuner.objectives.flow_matching import draw_noise
 from simpletuner.recipes.fitting import machine_of
 from simpletuner.recipes.objective import build_objective
 from simpletuner.recipes.plan import RunPlan
@@ -84,6 +86,7 @@ def begin_training(
         caption_dropout=config.data.caption_dropout_probability,
         prefetch=config.data.dataloader_prefetch_qlen if config.data.dataloader_prefetch else 0,
         read_features=teaching.cache.read if teaching.cache else None,
+        draw_noise=partial(draw_noise, config.schedule.seed),
     )
     steps = length_of_run(config, batches, plan.checkpoint)
     with phase("init_load_base_model", emit):

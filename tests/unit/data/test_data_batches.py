@@ -265,6 +265,16 @@ def test_buckets_mix(planned: Planned) -> None:
     assert {*buckets[:10]} == {*buckets[-10:]} == {64, 96}
 
 
+def test_noise_belongs_to_the_draws(some_samples: list[Sample]) -> None:
+    def noise(shape: Sequence[int], numbers: Sequence[int]) -> Tensor:
+        return torch.stack([torch.full(tuple(shape), float(number)) for number in numbers])
+
+    for batch in epoch_of(stream(some_samples, draw_noise=noise)):
+        assert batch.noise is not None
+        assert batch.noise.shape == batch.latents.shape
+        assert batch.noise[:, 0, 0, 0, 0].tolist() == list(batch.sample_numbers)
+
+
 def test_tensors_belong_to_their_samples(some_samples: list[Sample]) -> None:
     for batch in epoch_of(stream(some_samples, caption_dropout=0.5, batch_size=3)):
         for row, name in enumerate(batch.sample_names):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from simpletuner.config.sections.flow import FlowSection
 from simpletuner.data.batch import Batch
 from simpletuner.data.sample import BucketKey
-from simpletuner.objectives.flow_matching import NOISE_STREAM, FlowMatching
+from simpletuner.objectives.flow_matching import NOISE_STREAM, FlowMatching, draw_noise
 from simpletuner.objectives.terms import band_means
 from simpletuner.runtime.random import draw_normal
 
@@ -105,6 +105,17 @@ def test_draws_depend_on_the_sample_number_alone() -> None:
     make(other)(nn.Identity(), alone, 1)
     assert torch.equal(one.seen[0][0][1], other.seen[0][0][0])
     assert torch.equal(one.seen[0][1][1], other.seen[0][1][0])
+
+
+def test_noise_drawn_ahead_is_the_one_it_would_draw() -> None:
+    batch = make_batch((7, 8, 9))
+    ahead = replace(batch, noise=draw_noise(5, SHAPE, (7, 8, 9)))
+    for given in (ahead, ahead.to(torch.device("cpu"), torch.float32)):
+        assert torch.equal(
+            make(Oracle(batch.latents)).draw(given, 1).noised, make(Oracle(batch.latents)).draw(batch, 1).noised
+        )
+    first, second = ahead.split(2)
+    assert torch.equal(torch.cat([first.noise, second.noise]), ahead.noise)  # type: ignore[list-item, arg-type]
 
 
 def test_no_two_samples_share_their_noise() -> None:
