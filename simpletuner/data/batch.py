@@ -19,7 +19,7 @@ class Batch:
         latents: [B, C, F, H, W] float32 or bfloat16, normalised latents.
         prompt_embeds: [B, L, D] text features.
         prompt_mask: [B, L] bool, True = real token.
-        frame_rates: [B] float32, frames per second of each clip.
+        frame_rates: [B] float32 on the CPU, frames per second of each clip; the host must know them.
         bucket: Pixel shape of the clips.
         sample_numbers: Running number of each draw since the start of the run; keys all randomness.
         sample_names: Name of each sample, for messages.
@@ -95,7 +95,6 @@ class Batch:
             latents=self.latents.to(device, non_blocking=True),
             prompt_embeds=self.prompt_embeds.to(device, dtype, non_blocking=True),
             prompt_mask=self.prompt_mask.to(device, non_blocking=True),
-            frame_rates=self.frame_rates.to(device, non_blocking=True),
             features=None if self.features is None else self.features.to(device, non_blocking=True),
             noise=None if self.noise is None else self.noise.to(device, non_blocking=True),
         )

@@ -375,7 +375,6 @@ def _pin(batch: Batch) -> Batch:
         latents=batch.latents.pin_memory(),
         prompt_embeds=batch.prompt_embeds.pin_memory(),
         prompt_mask=batch.prompt_mask.pin_memory(),
-        frame_rates=batch.frame_rates.pin_memory(),
         features=None if batch.features is None else batch.features.pin_memory(),
         noise=None if batch.noise is None else batch.noise.pin_memory(),
     )

@@ -7,25 +7,30 @@ there. On a CPU the backward pass in bfloat16 is the slowest part of a small mod
 from __future__ import annotations
 
 from types import MethodType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.transformers.transformer_ltx import apply_rotary_emb
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from simpletuner.config.catalogs.attention import ATTENTION, AttentionRow
 from simpletuner.core.errors import UserError
+from simpletuner.models.adapters.joint import project
+from simpletuner.models.ltxvideo.norms import normed
+from simpletuner.models.ltxvideo.rotation import RotaryTables, Turns
 
 # Queries times head size up to which the wide backward pass is the faster one; where it is not, the copies would also
 # begin to count as memory. Measured: docs/lab_notes.md, "Attention on a CPU".
 _WIDE_UP_TO: Final = 65_536
 
 
-def choose_attention(transformer: nn.Module, mechanism: str) -> None:
+def choose_attention(transformer: nn.Module, mechanism: str, *, compiled: bool = False) -> None:
     """Let every attention layer of an LTX-Video transformer compute by the kernel of that name.
+
+    Args:
+        compiled: Whether the blocks will be; see `RotaryTables`.
 
     Raises:
         UserError: If its package is not installed.
@@ -37,9 +42,9 @@ def choose_attention(transformer: nn.Module, mechanism: str) -> None:
             "",
             f"Install {row.install}, or set attention_mechanism to diffusers",
         )
-    processor = _Processor(mechanism)
-    blocks: Any = transformer.transformer_blocks  # type: ignore[union-attr]
-    for block in blocks:
+    processor, model = _Processor(mechanism), cast("Any", transformer)
+    model.rope = RotaryTables(model.rope, shares=not compiled)
+    for block in model.transformer_blocks:
         for layer in (block.attn1, block.attn2):
             layer.set_processor(processor)
             # Diffusers' own forward inspects the signature of the processor at each call.
@@ -51,7 +56,7 @@ def _forward(
     hidden_states: Tensor,
     encoder_hidden_states: Tensor | None = None,
     attention_mask: Tensor | None = None,
-    image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    image_rotary_emb: Turns | None = None,
 ) -> Tensor:
     attended: Tensor = layer.processor(
         layer, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb=image_rotary_emb
@@ -76,7 +81,7 @@ class _Processor:
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        image_rotary_emb: Turns | None = None,
     ) -> Tensor:
         """Attention of tokens [B, S, D] to themselves or to text [B, T, D].
 
@@ -85,21 +90,23 @@ class _Processor:
             hidden_states: What asks.
             encoder_hidden_states: What is asked; None for the tokens themselves.
             attention_mask: [B, 1, T], added to the scores.
-            image_rotary_emb: Cosines and sines [B, S, D] of the tokens' places.
+            image_rotary_emb: How the tokens' places turn them.
         """
-        asked = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query = attn.norm_q(attn.to_q(hidden_states))
-        key = attn.norm_k(attn.to_k(asked))
-        value = attn.to_v(asked)
-        if image_rotary_emb is not None:
-            query = apply_rotary_emb(query, image_rotary_emb)
-            key = apply_rotary_emb(key, image_rotary_emb)
+        if encoder_hidden_states is None:
+            query, key, value = project((attn.to_q, attn.to_k, attn.to_v), hidden_states)
+        else:
+            (query,) = project((attn.to_q,), hidden_states)
+            key, value = project((attn.to_k, attn.to_v), encoder_hidden_states)
+        query, key = (
+            normed(part, norm, image_rotary_emb) for part, norm in ((query, attn.norm_q), (key, attn.norm_k))
+        )
         mask = None if attention_mask is None else attention_mask[:, None]
         row = self._trained if torch.is_grad_enabled() else self._chosen
         query, key, value = (part.unflatten(2, (attn.heads, -1)) for part in (query, key, value))
         attended = attend(query, key, value, mask, row).flatten(2, 3).to(query.dtype)
-        shown: Tensor = attn.to_out[1](attn.to_out[0](attended))
-        return shown
+        (shown,) = project((attn.to_out[0],), attended)
+        dropped: Tensor = attn.to_out[1](shown)
+        return dropped
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, row: AttentionRow) -> Tensor:

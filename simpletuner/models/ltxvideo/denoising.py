@@ -90,7 +90,7 @@ def _guided_velocity(
         torch.full((count,), level, device=device),
         torch.stack(embeds).to(device),
         torch.stack(masks).to(device),
-        torch.full((count,), request.frame_rate, device=device),
+        torch.full((count,), request.frame_rate),
         first_frame_sigmas=torch.zeros(count, device=device) if clean_first else None,
     )
     if count == 1:

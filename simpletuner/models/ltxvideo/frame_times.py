@@ -13,11 +13,10 @@ from collections.abc import Iterator
 from types import MethodType
 from typing import Any
 
-from diffusers.models.transformers.transformer_ltx import LTXVideoTransformerBlock
+import torch
 from torch import Tensor, nn
 
-# By its own name: the compiler does not follow calls through this class.
-_plain_forward = LTXVideoTransformerBlock.forward
+from simpletuner.models.ltxvideo.norms import modulated
 
 
 def accept_frame_times(transformer: nn.Module) -> None:
@@ -38,19 +37,14 @@ def _forward(
     image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     encoder_attention_mask: Tensor | None = None,
 ) -> Tensor:
-    """A block's own computation, with `temb` [B, F, 6 D] for tokens [B, S, D] of which S / F belong to each frame."""
-    frames = temb.size(1)
-    if frames in (1, hidden_states.size(1)):
-        plain: Tensor = _plain_forward(
-            block, hidden_states, encoder_hidden_states, temb, image_rotary_emb, encoder_attention_mask
-        )
-        return plain
+    """A block's own computation, with `temb` [B, F, 6 D] for tokens [B, S, D] of which S / F belong to each row."""
     rows = block.scale_shift_table.to(temb.device) + temb.unflatten(2, (block.scale_shift_table.shape[0], -1))
     shift_self, scale_self, gate_self, shift_ff, scale_ff, gate_ff = rows[:, :, :, None].unbind(2)  # [B, F, 1, D]
 
-    shown = _modulated(block.norm1(hidden_states), scale_self, shift_self)
+    tokens = _by_frame(hidden_states, temb.size(1))
+    shown = modulated(tokens, scale_self, shift_self, block.norm1.eps).flatten(1, 2)
     attended = block.attn1(hidden_states=shown, encoder_hidden_states=None, image_rotary_emb=image_rotary_emb)
-    hidden_states = hidden_states + _gated(attended, gate_self)
+    hidden_states = _added(tokens, attended, gate_self)
 
     hidden_states = hidden_states + block.attn2(
         hidden_states,
@@ -59,18 +53,14 @@ def _forward(
         attention_mask=encoder_attention_mask,
     )
 
-    shown = _modulated(block.norm2(hidden_states), scale_ff, shift_ff)
-    return hidden_states + _gated(block.ff(shown), gate_ff)
+    tokens = _by_frame(hidden_states, temb.size(1))
+    shown = modulated(tokens, scale_ff, shift_ff, block.norm2.eps).flatten(1, 2)
+    return _added(tokens, block.ff(shown), gate_ff)
 
 
-def _modulated(tokens: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Tokens [B, S, D] scaled and shifted by rows [B, F, 1, D] of their frames."""
-    return (_by_frame(tokens, scale.size(1)) * (1 + scale) + shift).flatten(1, 2)
-
-
-def _gated(tokens: Tensor, gate: Tensor) -> Tensor:
-    """Tokens [B, S, D] times the rows [B, F, 1, D] of their frames."""
-    return (_by_frame(tokens, gate.size(1)) * gate).flatten(1, 2)
+def _added(tokens: Tensor, more: Tensor, gate: Tensor) -> Tensor:
+    """Tokens [B, F, S / F, D] with [B, S, D] times the rows [B, F, 1, D] of their frames, as [B, S, D]."""
+    return torch.addcmul(tokens, _by_frame(more, gate.size(1)), gate).flatten(1, 2)
 
 
 def _by_frame(tokens: Tensor, frames: int) -> Tensor:

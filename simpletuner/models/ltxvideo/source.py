@@ -45,6 +45,7 @@ class LTXSource:
         autoencoder, transformer, text: Files of the components.
         tokenizer: Folder of the tokenizer.
         attention: How its blocks attend, a name of the catalog.
+        compiled: Whether its blocks will be compiled.
         notices: Sentences worth telling before step 1.
     """
 
@@ -56,6 +57,7 @@ class LTXSource:
     text: Component
     tokenizer: Path
     attention: str = "diffusers"
+    compiled: bool = False
     notices: tuple[str, ...] = ()
 
     @property
@@ -125,6 +127,7 @@ def resolve_source(settings: ModelSection) -> LTXSource:
         text,
         tokenizer,
         attention=settings.attention_mechanism,
+        compiled=settings.dynamo_backend != "no",
         notices=(note,) if note else (),
     )
 

@@ -52,7 +52,7 @@ def transformer_in_pieces(source: LTXSource) -> tuple[nn.Module, Iterator[tuple[
 
 def _prepare_blocks(transformer: nn.Module, source: LTXSource) -> None:
     accept_frame_times(transformer)
-    choose_attention(transformer, source.attention)
+    choose_attention(transformer, source.attention, compiled=source.compiled)
 
 
 def load_transformer_at(place: str, dtype: torch.dtype | None) -> nn.Module:
@@ -86,7 +86,7 @@ def predict(
         noised_latents: [B, C, F, H, W], best float32; cast to the weights' format here, once.
         sigmas: [B] float32 noise levels in [0, 1].
         prompt_embeds: [B, L, D]; prompt_mask: [B, L] bool, True = real token.
-        frame_rates: [B] frames per second of each clip.
+        frame_rates: [B] frames per second of each clip, best on the CPU, where equal calls are remembered.
         first_frame_sigmas: [B] float32 noise levels of the first latent frame where they differ from `sigmas`;
             the transformer must come from `load_transformer`. F is at least 2.
         cell_sigmas: [B, F, H, W] float32 noise levels of each latent cell; they hold instead of the others. The time
@@ -103,7 +103,7 @@ def predict(
         "timestep": times,
         "encoder_attention_mask": prompt_mask,
         "video_coords": token_coordinates(
-            source.positions, latent_frames, latent_height, latent_width, frame_rates.to(device)
+            source.positions, latent_frames, latent_height, latent_width, frame_rates, device
         ),
         "return_dict": False,
     }

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import LTXVideoTransformer3DModel as PLAIN
 from peft import LoraConfig
 from torch import Tensor, nn
 
@@ -18,9 +19,12 @@ from simpletuner.config.sections.model import ModelSection
 from simpletuner.config.sections.optimizer import OptimizerSection
 from simpletuner.config.sections.precision import PrecisionSection
 from simpletuner.config.sections.schedule import ScheduleSection
+from simpletuner.models.adapters.lora import attach_lora
 from simpletuner.models.ltxvideo.family import FAMILY
+from simpletuner.models.ltxvideo.loading import build_module
 from simpletuner.models.ltxvideo.packing import pack, unpack
 from simpletuner.models.ltxvideo.positions import token_coordinates
+from simpletuner.models.ltxvideo.transformer import adapter_targets
 from simpletuner.training.build import build_trainable
 
 CPU = torch.device("cpu")
@@ -97,7 +101,8 @@ def test_full_training_reaches_the_tables_of_times(resolved):
     expected = gradients(transformer)
     FAMILY.predict(transformer, source, **given, first_frame_sigmas=FIRST).square().mean().backward()
     for name, gradient in gradients(transformer).items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-6)
+        # As vectors: single numbers are differences of large sums.
+        assert ((gradient - expected[name]).norm() / expected[name].norm()).item() < 1e-4, name
 
 
 def test_in_bf16_it_is_as_close_as_rounding_allows(resolved):
@@ -126,13 +131,32 @@ def test_few_tokens_per_frame(resolved, shape):
     torch.testing.assert_close(ours, per_token(transformer, source, given), rtol=1e-5, atol=1e-6)
 
 
-def test_the_blocks_of_a_plain_run_compute_what_diffusers_does(resolved):
+@pytest.mark.parametrize("trains", ["all", "lora"])
+def test_the_model_computes_what_diffusers_does(resolved, trains):
+    """Prediction and gradients, against the plain class and PEFT's plain layers."""
     source, given = resolved("0.9.5"), inputs()
-    transformer = FAMILY.load_transformer(source, torch.float32, CPU)
-    ours = FAMILY.predict(transformer, source, **given)
-    for block in transformer.transformer_blocks:
-        del block.forward  # Diffusers' own
-    assert torch.equal(FAMILY.predict(transformer, source, **given), ours)
+    found = []
+    for load in (FAMILY.load_transformer, lambda source, *to: build_module(PLAIN, source.transformer, *to)):
+        torch.manual_seed(1)
+        model = load(source, torch.float32, CPU).requires_grad_(trains == "all")
+        if trains == "lora":
+            settings = AdapterSection(lora_rank=2, lora_alpha=3, lora_dropout=0.0)
+            attach_lora(model, adapter_targets(model, "attention"), settings, torch.float32, 1)
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.data.normal_(0.0, 0.1, generator=torch.Generator().manual_seed(len(name)))
+        if load is not FAMILY.load_transformer:
+            for layer in model.modules():
+                vars(layer).get("lora_variant", {}).clear()
+        prediction = FAMILY.predict(model, source, **given)
+        prediction.square().mean().backward()
+        found.append((prediction, gradients(model)))
+    (ours, own), (theirs, expected) = found
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert own.keys() == expected.keys()
+    assert len(own) > 30
+    for name, gradient in own.items():
+        assert ((gradient - expected[name]).norm() / expected[name].norm()).item() < 1e-4, name
 
 
 def kept_bytes(compute: Any) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.models.transformers.transformer_ltx import LTXVideoAttnProcessor
+from diffusers.models.transformers.transformer_ltx import LTXVideoAttnProcessor, LTXVideoRotaryPosEmbed
 from torch import Tensor
 from torch.nn import functional
 
@@ -78,11 +78,12 @@ def test_layers_compute_what_diffusers_computes(resolved: Any) -> None:
     tokens, text = (torch.randn(2, n, layer.query_dim, generator=generator) for n in (12, 8))
     mask = torch.zeros(2, 1, 8)
     mask[1, :, 5:] = -10000.0
-    own = layer(tokens, text, mask)
-    assert torch.equal(own, LTXVideoAttnProcessor()(layer, tokens, text, mask))
-    places = (torch.rand(2, 12, layer.query_dim), torch.rand(2, 12, layer.query_dim))
-    same = LTXVideoAttnProcessor()(model.transformer_blocks[0].attn1, tokens, image_rotary_emb=places)
-    assert torch.equal(model.transformer_blocks[0].attn1(tokens, image_rotary_emb=places), same)
+    torch.testing.assert_close(layer(tokens, text, mask), LTXVideoAttnProcessor()(layer, tokens, text, mask))
+    coordinates = torch.rand(2, 3, 12)
+    places = LTXVideoRotaryPosEmbed.forward(model.rope, tokens, video_coords=coordinates)
+    theirs = LTXVideoAttnProcessor()(model.transformer_blocks[0].attn1, tokens, image_rotary_emb=places)
+    own = model.transformer_blocks[0].attn1(tokens, image_rotary_emb=model.rope(tokens, video_coords=coordinates))
+    torch.testing.assert_close(own, theirs)
 
 
 def test_kernels_are_asked_only_for_what_they_can(monkeypatch: pytest.MonkeyPatch) -> None:
