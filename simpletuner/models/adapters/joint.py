@@ -109,9 +109,7 @@ class _Joint(torch.autograd.Function):
         if ctx.factor != 1:
             joined = joined * ctx.factor
         of_downs = (joined.t() @ rows).split(ctx.sizes)
-        of_ups = [
-            gradient.t() @ own for gradient, own in zip(gradients, thin.split(ctx.sizes, dim=1), strict=True)
-        ]
+        of_ups = [gradient.t() @ own for gradient, own in zip(gradients, thin.split(ctx.sizes, dim=1), strict=True)]
         of_tokens = None
         if ctx.needs_input_grad[0]:
             of_tokens = joined @ down

@@ -97,9 +97,7 @@ class _Processor:
         else:
             (query,) = project((attn.to_q,), hidden_states)
             key, value = project((attn.to_k, attn.to_v), encoder_hidden_states)
-        query, key = (
-            normed(part, norm, image_rotary_emb) for part, norm in ((query, attn.norm_q), (key, attn.norm_k))
-        )
+        query, key = (normed(part, norm, image_rotary_emb) for part, norm in ((query, attn.norm_q), (key, attn.norm_k)))
         mask = None if attention_mask is None else attention_mask[:, None]
         row = self._trained if torch.is_grad_enabled() else self._chosen
         query, key, value = (part.unflatten(2, (attn.heads, -1)) for part in (query, key, value))

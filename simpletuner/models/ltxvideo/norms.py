@@ -79,7 +79,8 @@ class _Normed(torch.autograd.Function):
         if wants_weight:
             of_weight = (wide * plain).mul_(inverse).sum_to_size(weight.shape).to(weight.dtype)
         if wants_tokens:
-            wide.mul_(weight)
+            # Not in place where it may be the gradient of the shift itself.
+            wide = wide * weight if wants_shift else wide.mul_(weight)
             share = (wide * plain).sum(-1, keepdim=True).mul_(inverse.square()).div_(-tokens.shape[-1])
             of_tokens = wide.addcmul_(plain, share).mul_(inverse).to(tokens.dtype)
         return of_tokens, of_weight, of_shift, None, None, None

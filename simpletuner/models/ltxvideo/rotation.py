@@ -113,7 +113,7 @@ class _Rotated(torch.autograd.Function):
 
 def turn(numbers: Tensor, table: Tensor) -> Tensor:
     """Numbers [B, S, D] float32 or float64, each pair multiplied as a complex number by a table [B or 1, S, D / 2, 2]."""
-    product = torch.view_as_complex(_pairs(numbers)) * torch.view_as_complex(table)
+    product = torch.view_as_complex(_pairs(numbers.contiguous())) * torch.view_as_complex(table)
     return torch.view_as_real(product).flatten(-2)
 
 
