@@ -21,6 +21,9 @@ from simpletuner.recipes.streaming_plan import GROUPS_ON_DEVICE
 
 Verdict = Literal["fits", "tight", "too large"]
 
+# Parameters that an optimizer of ours updates together, in float32 copies of them and their gradients; see
+# `training/optim/buckets.py`, which a plan does not import. More than the activations in the smallest models only.
+UPDATED_TOGETHER = 4 * 1024 * 1024
 TIGHT_SHARE = 0.9  # of the card's memory; above it a forecast cannot promise that it fits
 
 
@@ -135,7 +138,7 @@ class _Scales:
             **self._held(card),
             **self._waiting_encoders(),
             "gradients": self._gradients_held() * self._gradient_bytes,
-            "activations": self._task.cost.activation_bytes(at_once, self._task.trained),
+            "activations": max(self._task.cost.activation_bytes(at_once, self._task.trained), self._update_bytes),
             "batch": inputs,
             **self._kept_caches(card),
             "context": card.context_bytes,
@@ -157,6 +160,13 @@ class _Scales:
         adds_up = config.schedule.gradient_accumulation_steps > 1 or config.memory.max_tokens_per_pass is not None
         adds_up = adds_up and config.precision.gradient_precision != "unmodified"
         return 4.0 if adds_up else float(self._task.trained.parameter_bytes)
+
+    @property
+    def _update_bytes(self) -> float:
+        """Copies that an update makes when the activations are gone."""
+        if not self._task.config.optimizer.optimizer.startswith("adamw_bf16"):
+            return 0.0
+        return 8.0 * min(trained_values(self._task.cost, self._task.trained), UPDATED_TOGETHER)
 
     def _gradients_held(self) -> int:
         """Gradients in memory together: all of them, or the largest where they are released."""

@@ -25,16 +25,19 @@ from simpletuner.config.sections.schedule import ScheduleSection
 from simpletuner.data.batch import Batch
 from simpletuner.data.sample import BucketKey
 from simpletuner.models.ltxvideo.architecture import AUTOENCODERS, TEXT, Architecture, TransformerShape
+from simpletuner.models.ltxvideo.attention import choose_attention
 from simpletuner.models.ltxvideo.cost import LTXCost
+from simpletuner.models.ltxvideo.frame_times import accept_frame_times
 from simpletuner.models.ltxvideo.transformer import adapter_targets
 from simpletuner.objectives.flow_matching import FlowMatching
 from simpletuner.recipes.forecast import find_trained_part
 from simpletuner.recipes.forecast_task import Task
-from simpletuner.recipes.memory_forecast import forecast_memory
+from simpletuner.recipes.memory_forecast import UPDATED_TOGETHER, forecast_memory
 from simpletuner.recipes.run_length import BucketLine, DataPlan, plan_length
 from simpletuner.recipes.streaming_plan import plan_streaming
 from simpletuner.runtime.machine import Machine
 from simpletuner.training.build import build_trainable
+from simpletuner.training.optim.buckets import BUCKET_ELEMENTS
 from simpletuner.training.probe import probe_step
 from tests.unit.recipes.test_forecast import run_of
 from tests.unit.training.conftest import TinyFamily
@@ -50,7 +53,13 @@ class MediumFamily(TinyFamily):
 
     def load_transformer(self, source: Any, dtype: torch.dtype, device: torch.device) -> nn.Module:
         torch.manual_seed(0)
-        return LTXVideoTransformer3DModel(**SHAPE).to(device, dtype)
+        return self._prepared(LTXVideoTransformer3DModel(**SHAPE).to(device, dtype))
+
+    @staticmethod
+    def _prepared(model: nn.Module) -> nn.Module:
+        accept_frame_times(model)
+        choose_attention(model, "diffusers")
+        return model
 
     def predict(self, transformer: Any, source: Any, noised_latents: Any, *rest: Any, **more: Any) -> Any:
         dtype = transformer.proj_in.weight.dtype
@@ -65,7 +74,7 @@ class MediumFamily(TinyFamily):
         model = self.load_transformer(source, torch.float32, torch.device("cpu"))
         with torch.device("meta"):
             shell = LTXVideoTransformer3DModel(**SHAPE)
-        return shell, iter(model.state_dict().items())
+        return self._prepared(shell), iter(model.state_dict().items())
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -128,6 +137,10 @@ def measure_and_forecast(
     parts = forecast_memory(task, CARDS["cpu"]).phases["training"]
     print({part: round(size / 1e6, 1) for part, size in parts.items()})
     return found.peak_bytes, sum(size for part, size in parts.items() if part != "context")
+
+
+def test_the_plan_knows_what_is_updated_together() -> None:
+    assert UPDATED_TOGETHER == BUCKET_ELEMENTS
 
 
 @pytest.mark.slow

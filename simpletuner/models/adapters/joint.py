@@ -1,9 +1,9 @@
 """Several linear layers of one input, each with a LoRA, as one node of the graph.
 
-Layer by layer a LoRA's product is a tensor as large as the layer's output, which is read again to be added; backward, the
-gradients of the input are as many tensors as there are products, added up one after the other. Here each product adds
-to what is there already, and the first matrices of queries, keys and values act as one. The sums are rounded once, not
-after each summand. See docs/lab_notes.md, "Operations of a step", for what it saves.
+Layer by layer a LoRA's product is a tensor as large as the layer's output, which is read again to be added; backward,
+the gradients of the input are as many tensors as there are products, added up one after the other. Here each product
+adds to what is there already, and the first matrices of queries, keys and values act as one. What a product adds is
+not rounded before it is added. What it saves: docs/lab_notes.md, "Operations of a step".
 """
 
 from __future__ import annotations

@@ -47,15 +47,14 @@ _FORWARD_PASSES, _BACKWARD_PASSES = 20.0, 30.0
 _BLOCK_LAUNCHES, _ADAPTER_LAUNCHES, _END_LAUNCHES = 80.0, 6.0, 60.0
 _TEXT_LAYER_LAUNCHES = 30.0
 
-# Bytes that the backward pass keeps of an eager block, per token and unit of width, counted with
-# PyTorch's saved-tensor hooks on Diffusers' block and PEFT's layers. Key: what is trained, bytes per
-# value of the model, bytes per trained value. Norms compute in float32 and adapters in float32 keep
-# their own copy of each input, so bf16 is not half of float32.
+# Bytes that the backward pass keeps of an uncompiled block, per token and unit of width, counted with
+# PyTorch's saved-tensor hooks on our blocks. Key: what is trained, bytes per value of the model, bytes
+# per trained value. Adapters in float32 keep their own copy of each input.
 _KEPT_BYTES: Mapping[tuple[str, int, int], float] = {
-    ("attention", 2, 2): 48.3, ("attention", 2, 4): 68.4, ("attention", 4, 4): 68.4,
-    ("blocks", 2, 2): 58.3, ("blocks", 2, 4): 88.5, ("blocks", 4, 4): 88.5,
-    ("all", 2, 2): 66.3, ("all", 2, 4): 96.5, ("all", 4, 4): 104.5,
-    ("full", 2, 2): 78.2, ("full", 2, 4): 78.2, ("full", 4, 4): 116.2,
+    ("attention", 2, 2): 34.5, ("attention", 2, 4): 54.7, ("attention", 4, 4): 68.7,
+    ("blocks", 2, 2): 44.6, ("blocks", 2, 4): 74.7, ("blocks", 4, 4): 88.8,
+    ("all", 2, 2): 48.6, ("all", 2, 4): 78.7, ("all", 4, 4): 96.8,
+    ("full", 2, 2): 48.4, ("full", 2, 4): 48.4, ("full", 4, 4): 96.5,
 }  # fmt: skip
 _FUSED_TENSORS = 17  # tensors of N d values that the mathematics needs, by the performance notes (estimated)
 _WORKSPACE_TENSORS = 12.5  # live beside what is kept while one block goes backward; counted likewise

@@ -45,7 +45,7 @@ def _apply(tokens: Tensor, weight: Tensor, shift: Tensor | None, turns: Turns | 
 
 
 class _Normed(torch.autograd.Function):
-    """Computed in float32 (float64 stays) from beginning to end: it rounds once where the plain formulas round twice."""
+    """In float32 (float64 stays) from beginning to end: it rounds once where the plain formulas round twice."""
 
     @staticmethod
     def forward(

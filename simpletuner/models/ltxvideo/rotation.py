@@ -1,7 +1,7 @@
 """Rotary embedding: the turn of each token's pairs of channels, computed once for a grid, applied in one product.
 
-Diffusers' tables hold each cosine and sine twice, for the two channels of a pair, and its formula takes eight operations
-forward and ten backward. A pair is one complex number here and its turn another. The tables depend on the
+Diffusers' tables hold each cosine and sine twice, for the two channels of a pair, and its formula takes eight
+operations forward and ten backward. A pair is one complex number here and its turn another. The tables depend on the
 coordinates alone, so they are made once and not in every pass over the model.
 """
 
@@ -43,11 +43,11 @@ class RotaryTables(LTXVideoRotaryPosEmbed):  # type: ignore[misc]
         Args:
             plain: The module of which this one takes the place; it has no weights.
             shares: Whether clips with equal coordinates share one table. Compiled blocks want one shape, whatever
-                clips a batch happens to hold.
+                a batch happens to hold.
         """
         super().__init__(
-            dim=plain.dim, base_num_frames=plain.base_num_frames, base_height=plain.base_height,
-            base_width=plain.base_width, patch_size=plain.patch_size, patch_size_t=plain.patch_size_t, theta=plain.theta,
+            dim=plain.dim, base_num_frames=plain.base_num_frames, base_height=plain.base_height, theta=plain.theta,
+            base_width=plain.base_width, patch_size=plain.patch_size, patch_size_t=plain.patch_size_t,
         )  # fmt: skip
         self._shares = shares
         # By the identity of the coordinates, which are kept with them.
@@ -112,7 +112,7 @@ class _Rotated(torch.autograd.Function):
 
 
 def turn(numbers: Tensor, table: Tensor) -> Tensor:
-    """Numbers [B, S, D] float32 or float64, each pair multiplied as a complex number by a table [B or 1, S, D / 2, 2]."""
+    """Numbers [B, S, D] float32 or float64, each pair times its number of a table [B or 1, S, D / 2, 2]."""
     product = torch.view_as_complex(_pairs(numbers.contiguous())) * torch.view_as_complex(table)
     return torch.view_as_real(product).flatten(-2)
 

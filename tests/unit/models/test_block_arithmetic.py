@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 from diffusers.models.transformers.transformer_ltx import LTXVideoRotaryPosEmbed, apply_rotary_emb
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from simpletuner.config.sections.adapter import AdapterSection
 from simpletuner.models.adapters import joint
@@ -21,7 +19,6 @@ from simpletuner.models.ltxvideo import norms, rotation
 from simpletuner.models.ltxvideo.norms import modulated, normed
 from simpletuner.models.ltxvideo.positions import token_coordinates
 from simpletuner.models.ltxvideo.rotation import RotaryTables, Turns, rotated
-from simpletuner.models.ltxvideo.transformer import predict
 
 WIDTH, TOKENS = 44, 12  # 44 is no multiple of 6: the tables begin with turns by nothing
 PLAIN = LTXVideoRotaryPosEmbed(dim=WIDTH)
@@ -122,7 +119,7 @@ def test_turns_are_diffusers_tables_and_its_rotation() -> None:
         found = gradients(lambda tokens, turns=turns: rotated(tokens, turns), given)
         theirs = gradients(lambda tokens, both=(cosines, sines): apply_rotary_emb(tokens, both), given)
         torch.testing.assert_close(found, theirs)
-    by_grid = dict(num_frames=2, height=2, width=3, rope_interpolation_scale=(8 / 25, 32, 32))
+    by_grid: dict[str, Any] = {"num_frames": 2, "height": 2, "width": 3, "rope_interpolation_scale": (8 / 25, 32, 32)}
     found = tables(torch.empty(1, 1), **by_grid)
     assert torch.equal(found.there[..., 0].repeat_interleave(2, -1), PLAIN(torch.empty(1, 1), **by_grid)[0])
 

@@ -13,10 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import T5Config, T5EncoderModel
 
 from simpletuner.config.catalogs.families import FAMILIES
+from simpletuner.config.sections.adapter import AdapterSection
 from simpletuner.config.sections.model import ModelSection
+from simpletuner.models.adapters.lora import attach_lora
 from simpletuner.models.cost import TrainedPart, cost_source
 from simpletuner.models.ltxvideo.architecture import AUTOENCODERS, TEXT, TRANSFORMERS, Architecture, TransformerShape
+from simpletuner.models.ltxvideo.attention import choose_attention
 from simpletuner.models.ltxvideo.cost import COST, LTXCost
+from simpletuner.models.ltxvideo.frame_times import accept_frame_times
 from simpletuner.models.ltxvideo.transformer import adapter_targets
 from simpletuner.runtime.meter import LiveTensors
 
@@ -206,13 +210,11 @@ def kept_bytes(layers: int, kind: str, targets: Any, checkpointing: bool, dtype:
     """Bytes the graph keeps beside the parameters."""
     width = {**SMALL, "num_layers": layers}
     model = LTXVideoTransformer3DModel(**width).to(dtype)
+    accept_frame_times(model)
+    choose_attention(model, "diffusers")
     if kind == "lora":
-        model.requires_grad_(False)
         names = adapter_targets(model, targets if isinstance(targets, str) else list(targets))
-        model.add_adapter(LoraConfig(r=1, lora_alpha=1, target_modules=names))
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.data = parameter.data.to(adapter_dtype)
+        attach_lora(model, names, AdapterSection(lora_rank=1, lora_dropout=0.0), adapter_dtype, 0)
     if checkpointing:
         model.enable_gradient_checkpointing()
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
