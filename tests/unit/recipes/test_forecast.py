@@ -180,7 +180,7 @@ def test_memory_of_the_known_case(tmp_path: Path) -> None:
         tmp_path, survey=survey_of(sample(1)), schedule=ScheduleSection(max_train_steps=10),
         memory=MemorySection(gradient_checkpointing=False),
     )  # fmt: skip
-    assert whole.cards[0].memory.phases["training"]["activations"] > 9 * parts["activations"]
+    assert whole.cards[0].memory.phases["training"]["activations"] > 8 * parts["activations"]
 
 
 def test_caches_that_stay_in_memory_count_where_it_is_the_cards_own(tmp_path: Path) -> None:
