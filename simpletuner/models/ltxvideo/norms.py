@@ -52,7 +52,7 @@ class _Normed(torch.autograd.Function):
         ctx: Any, tokens: Tensor, weight: Tensor, shift: Tensor | None, there: Tensor | None, back: Tensor | None,
         eps: float,
     ) -> Tensor:  # fmt: skip
-        kind = torch.promote_types(tokens.dtype, torch.float32)
+        kind = torch.float64 if tokens.dtype == torch.float64 else torch.float32
         wide = tokens.to(kind, copy=True)
         lengths = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         inverse = lengths.square_().div_(tokens.shape[-1]).add_(eps).rsqrt_()

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from diffusers import LTXVideoTransformer3DModel
 from diffusers.models.transformers.transformer_ltx import LTXVideoRotaryPosEmbed, apply_rotary_emb
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from simpletuner.config.sections.adapter import AdapterSection
 from simpletuner.models.adapters import joint
 from simpletuner.models.adapters.joint import project
 from simpletuner.models.adapters.lora import adapter_disabled, attach_lora
 from simpletuner.models.ltxvideo import norms, rotation
+from simpletuner.models.ltxvideo.attention import choose_attention
+from simpletuner.models.ltxvideo.frame_times import accept_frame_times
 from simpletuner.models.ltxvideo.norms import modulated, normed
 from simpletuner.models.ltxvideo.positions import token_coordinates
 from simpletuner.models.ltxvideo.rotation import RotaryTables, Turns, rotated
+from simpletuner.models.ltxvideo.transformer import adapter_targets, predict
 
 WIDTH, TOKENS = 44, 12  # 44 is no multiple of 6: the tables begin with turns by nothing
 PLAIN = LTXVideoRotaryPosEmbed(dim=WIDTH)
@@ -256,3 +262,47 @@ def test_other_layers_are_called(case: str) -> None:
     assert len(calls) == 2 * (case == "hook")
     if case == "dropout":  # nothing is left out where nothing is trained
         assert joint._matrices(layers.eval().to_q, tokens) is not None
+
+
+# Operations --------------------------------------------------------------------------------------
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is neither a view nor an allocation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not (
+            func.is_view or func.overloadpacket.__name__.startswith(("empty", "new_empty", "_unsafe_view"))
+        )
+        return func(*args, **(kwargs or {}))
+
+
+def operations(layers: int) -> int:
+    """Of the second pass, forward and backward, over a model of so many blocks with a LoRA on its attention."""
+    shape = {"num_attention_heads": 2, "attention_head_dim": 16, "cross_attention_dim": 32, "caption_channels": 16}
+    model = LTXVideoTransformer3DModel(num_layers=layers, **shape).to(torch.bfloat16)
+    accept_frame_times(model)
+    choose_attention(model, "diffusers")
+    settings = AdapterSection(lora_rank=4, lora_dropout=0.0)
+    attach_lora(model, adapter_targets(model, "attention"), settings, torch.bfloat16, 0)
+    mask, rates, source = (
+        torch.ones(2, 8, dtype=torch.bool),
+        torch.full((2,), 25.0),
+        SimpleNamespace(positions="causal"),
+    )
+    given = torch.randn(2, 128, 2, 2, 3), torch.rand(2), torch.randn(2, 8, 16), mask, rates
+    predict(model, source, *given).sum().backward()  # type: ignore[arg-type]
+    with Operations() as counted:
+        predict(model, source, *given).sum().backward()  # type: ignore[arg-type]
+    return counted.count
+
+
+def test_a_block_takes_few_operations() -> None:
+    """Plain ones take over 300; `benchmarks/step_operations.py` tells which."""
+    one, two = operations(1), operations(2)
+    assert two - one <= 245
+    assert one - (two - one) <= 40  # everything around the blocks; the tables alone would be 20
