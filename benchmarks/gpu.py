@@ -48,10 +48,12 @@ PLAIN = {"gradient_checkpointing": False}
 STREAMED = {"gradient_checkpointing": True, "enable_group_offload": True, "group_offload_use_stream": True}
 PARTS: tuple[Part, ...] = (
     Part("rate", "rate", 30),
+    Part("tests marked gpu", "tests", 150),
     *(step(f"2B, {tokens:,} tokens", tokens=tokens, memory=PLAIN) for tokens in (1296, 2688, 6144)),
     *(step(f"2B, {tokens:,} tokens, recomputed", tokens=tokens) for tokens in (1296, 2688, 6144)),
     step("2B, 2,688 tokens, compiled", 120, memory=PLAIN, backend="inductor"),
     step("2B, 2,688 tokens, compiled, recomputed", 120, backend="inductor"),
+    step("2B, 1,296 tokens, recorded", 120, tokens=1296, memory=PLAIN, backend="inductor", mode="reduce-overhead"),
     step("2B, 2,688 tokens, all weights, recomputed", 60, model_type="full"),
     step("2B, 2,688 tokens, 8-bit base, recomputed", 60, precision="int8-torchao"),
     step("2B, 2,688 tokens, 4-bit base, recomputed", 60, precision="nf4-bnb"),
@@ -61,7 +63,6 @@ PARTS: tuple[Part, ...] = (
     step("13B, 2,688 tokens, 8-bit base, streamed", 120, size="13B", precision="int8-torchao", memory=STREAMED),
     Part("attention 2B, 6,144 tokens", "attention", 45, {"tokens": 6144, "heads": 32, "head_dim": 64}),
     Part("attention 13B, 6,144 tokens", "attention", 45, {"tokens": 6144, "heads": 32, "head_dim": 128}),
-    Part("tests marked gpu", "tests", 90),
 )  # fmt: skip
 
 

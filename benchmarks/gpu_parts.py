@@ -45,7 +45,7 @@ from simpletuner.training.state import TrainState
 SHAPES = {48: (2, 4, 6), 1296: (6, 12, 18), 2688: (7, 16, 24), 6144: (16, 16, 24)}  # latent frames, height, width
 RELEASES = {"2B": "0.9.5", "13B": "0.9.7"}
 TEXT_TOKENS, LORA_RANK, FRAME_RATE, CLIPS = 128, 16, 25.0, 4
-MEASURED_SECONDS = 8.0
+MEASURED_SECONDS = 4.0
 BF16 = torch.bfloat16
 
 
@@ -96,7 +96,9 @@ def train(order: dict[str, Any]) -> dict[str, Any]:
         family, cost = _family(order["size"], Path(folder))
         model_type, precision = order.get("model_type", "lora"), order.get("precision", "no_change")
         config = SimpleNamespace(
-            model=ModelSection(model_type=model_type, dynamo_backend=order.get("backend", "no")),
+            model=ModelSection(
+                model_type=model_type, dynamo_backend=order.get("backend", "no"), dynamo_mode=order.get("mode")
+            ),
             adapter=AdapterSection(lora_rank=LORA_RANK, lora_dropout=0.0),
             average=AverageSection(),
             lycoris=None,
