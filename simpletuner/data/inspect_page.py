@@ -245,7 +245,9 @@ def _buckets(inspection: Inspection, grid: LatentGrid) -> list[Mapping[str, obje
                 "draws": draws_per_epoch(trained),
                 "shape": "×".join(map(str, shape)),
                 "tokens": shape[1] * shape[2] * shape[3],
-                "rates": ", ".join(sorted({f"{sample.frames.frame_rate:.4g}" for sample in members})),
+                "rates": ", ".join(
+                    f"{rate:.4g}" for rate in sorted({round(sample.frames.frame_rate, 3) for sample in members})
+                ),
                 "cached": sum(inspection.state(sample) == "cached" for sample in members),
                 "trained": bool(trained),
             }

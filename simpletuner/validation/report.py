@@ -157,8 +157,9 @@ def _tiles(record: RunRecord) -> list[tuple[str, str, str]]:
         return tiles
     losses = [math.nan if line.get("loss") is None else float(line["loss"]) for line in metrics]
     span = smoothing_span(len(losses))
-    first = _mean(losses[:span])
-    tiles.append(("Loss", f"{smooth(losses, span)[-1]:.4f}", f"{first:.4f} at the start, both over {span} steps"))
+    trend = smooth(losses, span)
+    first = trend[min(span, len(trend)) - 1]  # as the verdict has it: the mean of a whole span begins at its end
+    tiles.append(("Loss", f"{trend[-1]:.4f}", f"{first:.4f} at the start, both over {span} steps"))
     if record.evaluations:
         curve = record.evaluations[0].curve
         held_out = [one.loss for one in record.evaluations if one.curve == curve]
@@ -170,11 +171,6 @@ def _tiles(record: RunRecord) -> list[tuple[str, str, str]]:
     if peak:
         tiles.append(("Memory", told_size(peak), "highest while training"))
     return tiles
-
-
-def _mean(values: Sequence[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
-    return sum(finite) / len(finite) if finite else math.nan
 
 
 def _draw_strip(record: RunRecord, sight: Sight) -> str:
@@ -244,7 +240,7 @@ def _bars(record: RunRecord, times: Sequence[TimeRow]) -> list[tuple[str, float,
 
 def _colour(what: str) -> str:
     if what == OTHER:
-        return "c7"
+        return "c8"  # a lighter grey than any piece of work has
     known = [one for one in ORDER if one != OTHER]
     # Training in the page's first colour, the others in the order of a run.
     order = sorted(known, key=lambda one: one != "training steps")

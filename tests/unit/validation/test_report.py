@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -127,6 +128,10 @@ def test_the_page_shows_what_was_trained_and_made(folder: Path) -> None:
                  "the trained adapter"):  # fmt: skip
         assert part in page.text, part
     assert "model_flavour" not in page.text  # a default is no news
+    told, tile = re.search(r"fell by \S+ from ([0-9.]+)", page.text), re.search(r"(\d\.\d{4}) at the start", page.text)
+    assert told is not None
+    assert tile is not None
+    assert float(told[1].rstrip(".")) == pytest.approx(float(tile[1]), rel=6e-3)  # one figure, two places
     assert page.tags.count("video") == 2
 
 
