@@ -133,10 +133,11 @@ class Interview:
             shown.append(questionary.Choice(self.say("back"), value=BACK))
         values = [choice.value for choice in choices]
         chosen = default if default in values else values[0]
-        return _stoppable(
+        return _with_keys(
             questionary.select(
                 message, choices=shown, default=chosen, use_shortcuts=True, instruction=self.say("select")
-            )
+            ),
+            with_back=with_back,
         ).unsafe_ask()
 
     def _options(self, question: Question, known: Known) -> Any:
@@ -165,8 +166,8 @@ class Interview:
                 tell_problems(UserError(f"{key} = {given}", error.rule, error.fix).problems, sys.stdout)
 
 
-def _stoppable(question: Any) -> Any:
-    """The list, stopped by the signal of Ctrl-C too (kill -INT), which questionary 2.1 does not bind there."""
+def _with_keys(question: Any, *, with_back: bool) -> Any:
+    """The list, left by `<` and by the signal of Ctrl-C (kill -INT) too, which questionary 2.1 does not bind there."""
     from prompt_toolkit.key_binding import KeyBindings, merge_key_bindings
 
     bindings = KeyBindings()
@@ -174,6 +175,12 @@ def _stoppable(question: Any) -> Any:
     @bindings.add("<sigint>")
     def _(event: Any) -> None:
         event.app.exit(exception=KeyboardInterrupt(), style="class:aborting")
+
+    if with_back:
+
+        @bindings.add("<")
+        def _(event: Any) -> None:
+            event.app.exit(result=BACK)
 
     question.application.key_bindings = merge_key_bindings([question.application.key_bindings, bindings])
     return question

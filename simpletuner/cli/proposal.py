@@ -15,6 +15,7 @@ BUCKET = Words(
 )
 LENGTH = Words("{0} steps ({1} epochs), {2} checkpoints, {3} previews", "{0} 步（{1} 轮），{2} 个检查点，{3} 次预览")
 CARD = Words("{0}: about {1}, {2} of memory ({3})", "{0}：约 {1}，内存 {2}（{3}）")
+VERDICTS = {"fits": Words("fits", "放得下"), "tight": Words("tight", "勉强"), "too large": Words("too large", "放不下")}
 DISK = Words("disk: {0}", "磁盘：{0}")
 
 
@@ -30,5 +31,6 @@ def describe_forecast(forecast: Forecast, language: Language) -> Iterator[str]:
     for one in forecast.cards:
         seconds, needed = one.times.total, told_size(one.memory.peak_bytes)
         duration = "–" if seconds is None else told_duration(seconds)
-        yield "  " + CARD.told(language).format(one.card.label, duration, needed, one.memory.verdict)
+        verdict = VERDICTS[one.memory.verdict].told(language)
+        yield "  " + CARD.told(language).format(one.card.label, duration, needed, verdict)
     yield "  " + DISK.told(language).format(told_size(forecast.disk.total_bytes))

@@ -15,6 +15,7 @@ from simpletuner.config.surfaces import wizard
 from simpletuner.config.surfaces.wizard import Known, Material, MediaFacts
 from simpletuner.config.surfaces.wizard_draft import cache_folder, entry_id, model_source
 from simpletuner.config.surfaces.wizard_estimates import FAMILY
+from simpletuner.core.counting import counted
 from simpletuner.core.errors import Problem, UserError
 from simpletuner.data.find import FoundSamples, find_samples
 from simpletuner.data.listing import EXTENSIONS
@@ -126,7 +127,7 @@ def find_wizard_machine() -> wizard.Machine:
     """The machine in the wizard's terms."""
     machine = find_machine()
     if not machine.card_name:
-        return wizard.Machine(f"CPU, {machine.cores} cores", "cpu", int(machine.memory_bytes))
+        return wizard.Machine(f"CPU, {counted(machine.cores, 'core')}", "cpu", int(machine.memory_bytes))
     memory = int(machine.card_bytes or machine.memory_bytes)
     return wizard.Machine(machine.card_name, "mps" if machine.card_name.startswith("Apple") else "cuda", memory)
 
