@@ -13,6 +13,12 @@ from simpletuner.core.errors import Problem, UserError
 SETTINGS = ("optimizer", "optimizer_config", "optimizer_beta1", "optimizer_beta2", "adam_epsilon",
             "adam_weight_decay", "fuse_optimizer", "prodigy_steps")  # fmt: skip
 STEADY = ("constant", "constant_with_warmup")
+LARGE_RATE = 0.01
+# Steps of these follow the gradient's own size, or are scaled in another way.
+_LARGE_RATES = (
+    "muon", "torch-sgd", "optimi-sgd", "torch-asgd", "torch-adadelta", "torch-adagrad", "torch-adafactor",
+    "bnb-adagrad", "bnb-adagrad8bit",
+)  # fmt: skip
 # Learning rates that make sense where the optimizer finds its step size itself.
 _NEAR_ONE = (0.1, 10.0)
 
@@ -56,6 +62,18 @@ def _finds_its_rate(draft: Draft) -> Iterator[Problem]:
             "Set learning_rate to 1",
             draft.place("learning_rate", "optimizer"),
         )
+
+
+def _large_rate(draft: Draft) -> Iterator[Problem]:
+    row, rate = _row(draft), draft.values["learning_rate"]
+    if row is None or row.finds_rate or draft.values["optimizer"] in _LARGE_RATES or rate <= LARGE_RATE:
+        return
+    yield warning(
+        f"{draft.told('learning_rate', f'{rate:g}')} with {draft.told('optimizer')}",
+        "Each step moves every weight by about that much, and a few of them ruin a model",
+        "Adapters learn at 5e-5 to 1e-3, all weights at 1e-6 to 1e-4",
+        draft.place("learning_rate", "optimizer"),
+    )
 
 
 def _averages(draft: Draft) -> Iterator[Problem]:
@@ -155,6 +173,7 @@ OPTIMIZER_RULES: tuple[Rule, ...] = (
     Rule(SETTINGS, _settings, "every setting must be one that the optimizer has"),
     Rule(("optimizer", "max_grad_norm"), _limits_itself, "an optimizer that limits itself is not clipped"),
     Rule(("optimizer", "learning_rate"), _finds_its_rate, "an optimizer that finds its step size wants a rate near 1"),
+    Rule(("optimizer", "learning_rate"), _large_rate, "a rate above 0.01 ruins most models"),
     Rule(("optimizer", "lr_scheduler", "use_ema"), _averages, "an optimizer that averages wants a steady rate"),
     Rule(
         (

@@ -124,7 +124,8 @@ def _told_hub_errors(name: str) -> Iterator[None]:
         raise UserError(
             f"'{name}' is no local folder and could not be fetched from the Hub ({_first_line(error)})",
             "The checkpoint must be on this machine, or reachable",
-            "Correct the path, or check the connection; what is downloaded already is kept",
+            "Correct the path, or check the connection (a mirror: HF_ENDPOINT=https://hf-mirror.com); what is there "
+            "already is kept",
         ) from error
 
 

@@ -159,7 +159,7 @@ def _reference(forecast: Forecast, card: str, machine: Machine) -> CardForecast 
 def _survey(config: RunConfig, emit: Callable[[Event], None]) -> tuple[Survey | None, list[Problem]]:
     # Imported here so that a check of the configuration alone starts without NumPy.
     from simpletuner.data.notes import summarize_reasons
-    from simpletuner.recipes.survey import foreign_captions, survey_data
+    from simpletuner.recipes.survey import foreign_captions, pruned_samples, survey_data
 
     try:
         survey = survey_data(config, emit)
@@ -168,7 +168,7 @@ def _survey(config: RunConfig, emit: Callable[[Event], None]) -> tuple[Survey | 
     notes = [Problem(note, severity=Severity.NOTE, where="data") for note in survey.found.notes]
     left_out = [
         Problem(f"left out {line}", severity=Severity.WARNING, where="data")
-        for line in summarize_reasons(survey.found.left_out)
+        for line in summarize_reasons([*survey.found.left_out, *pruned_samples(survey.found, survey.samples)])
     ]
     if foreign := foreign_captions(config, survey.samples):
         left_out.append(Problem(foreign, "", "Translate them to English", "data", Severity.WARNING))

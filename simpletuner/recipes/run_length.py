@@ -16,7 +16,7 @@ from simpletuner.config.catalogs.families import FAMILIES
 from simpletuner.config.run_config import RunConfig
 from simpletuner.config.sections.validation import CLIPS_SHOWN
 from simpletuner.data.epochs import Epochs, total_steps
-from simpletuner.data.sample import BucketKey, LeftOut, Sample
+from simpletuner.data.sample import BucketKey, Sample
 from simpletuner.training.due import Rhythm, times_due
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def plan_data(config: RunConfig, survey: Survey) -> DataPlan:
     from simpletuner.data.batch_rules import group_samples
     from simpletuner.data.buckets import draws_per_epoch
     from simpletuner.data.notes import summarize_reasons
-    from simpletuner.recipes.survey import batch_rules
+    from simpletuner.recipes.survey import batch_rules, pruned_samples
 
     grid = FAMILIES[str(config.model.model_family)].grid
     rules = batch_rules(config)
@@ -162,13 +162,14 @@ def plan_data(config: RunConfig, survey: Survey) -> DataPlan:
                 batch_size=group.capacity,
             )
         )
-    reasons = summarize_reasons([*survey.found.left_out, *_pruned(survey)])
+    pruned = pruned_samples(survey.found, survey.samples)
+    reasons = summarize_reasons([*survey.found.left_out, *pruned])
     epochs = Epochs(survey.samples, rules)
     epoch = epochs.at(1, 0).size
     return DataPlan(
         buckets=tuple(lines),
         left_out=tuple(reasons),
-        left_out_count=len(survey.found.left_out) + len(_pruned(survey)),
+        left_out_count=len(survey.found.left_out) + len(pruned),
         notes=tuple(survey.found.notes),
         captions=tuple(dict.fromkeys(caption for sample in survey.all_samples for caption in sample.captions)),
         samples=survey.samples,
@@ -282,13 +283,3 @@ def _videos_each(config: RunConfig) -> int:
     settings = config.validation
     prompts = len(config.prompts) + (CLIPS_SHOWN if settings.validation_using_datasets else 0)
     return 0 if not settings.makes_videos else prompts * len(video_sizes(config)) * settings.num_validation_images
-
-
-def _pruned(survey: Survey) -> list[LeftOut]:
-    """Samples whose bucket cannot fill a batch."""
-    kept = {(sample.dataset, sample.path) for sample in survey.samples}
-    return [
-        LeftOut(sample.dataset, sample.path, f"bucket {sample.bucket} holds fewer samples than one batch")
-        for sample in survey.found.samples
-        if (sample.dataset, sample.path) not in kept
-    ]

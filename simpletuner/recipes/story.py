@@ -19,13 +19,13 @@ from simpletuner.core.counting import counted
 from simpletuner.data.batches import BatchStream
 from simpletuner.data.buckets import describe_buckets
 from simpletuner.data.notes import summarize_reasons
-from simpletuner.data.sample import BucketKey, LeftOut, Sample
+from simpletuner.data.sample import BucketKey, Sample
 from simpletuner.events.types import Event, Noticed, StoryTold
 from simpletuner.events.wording import told_size
 from simpletuner.maths.sigmas import auto_shift
 from simpletuner.models.adapters.layer_names import tell_layers
 from simpletuner.recipes.plan import RunPlan
-from simpletuner.recipes.survey import batch_rules, foreign_captions
+from simpletuner.recipes.survey import batch_rules, foreign_captions, pruned_samples
 from simpletuner.runtime.compiler import missing_compiler
 from simpletuner.runtime.host import Host
 from simpletuner.training.state import TrainState
@@ -155,13 +155,7 @@ def tell_shifts(buckets: Iterable[BucketKey], grid: Grid) -> str:
 
 def _left_out_lines(plan: RunPlan) -> list[str]:
     """One sentence per kind of reason, with one file of each named."""
-    kept = {sample.name for sample in plan.samples}  # their cut or repeats may have changed since they were found
-    pruned = [
-        LeftOut(sample.dataset, sample.path, f"bucket {sample.bucket} holds fewer samples than one batch")
-        for sample in plan.found.samples
-        if sample.name not in kept
-    ]
-    left_out = [*plan.found.left_out, *pruned]
+    left_out = [*plan.found.left_out, *pruned_samples(plan.found, plan.samples)]
     if len(left_out) <= _NAMED_FILES:
         return [f"left out {item.shown_path}: {item.reason}" for item in left_out]
     return [f"left out {line}" for line in summarize_reasons(left_out)]

@@ -18,7 +18,7 @@ from simpletuner.data.epochs import Epochs, total_steps
 from simpletuner.data.find import FoundSamples, find_samples
 from simpletuner.data.foreign_letters import tell_foreign
 from simpletuner.data.notes import summarize_reasons
-from simpletuner.data.sample import Sample
+from simpletuner.data.sample import LeftOut, Sample
 from simpletuner.data.storage import Storage, open_storage
 from simpletuner.data.tails import BucketPlan, fill_buckets, raise_repeats
 from simpletuner.events.types import Event
@@ -82,6 +82,16 @@ def plan_buckets(found: FoundSamples, config: RunConfig) -> BucketPlan:
     """Which of the samples found are trained, and what is to be told about that; see `fill_buckets` for its errors."""
     datasets = {entry.id: entry for entry in config.datasets}
     return fill_buckets([one for one in found.samples if one.dataset in datasets], batch_rules(config), datasets)
+
+
+def pruned_samples(found: FoundSamples, trained: Sequence[Sample]) -> list[LeftOut]:
+    """Samples that were found, but whose bucket cannot fill a batch."""
+    kept = {sample.name for sample in trained}  # their cut or repeats may have changed since they were found
+    return [
+        LeftOut(sample.dataset, sample.path, f"bucket {sample.bucket} holds fewer samples than one batch")
+        for sample in found.samples
+        if sample.name not in kept
+    ]
 
 
 def evaluation_samples(found: FoundSamples, config: RunConfig) -> dict[str, tuple[Sample, ...]]:

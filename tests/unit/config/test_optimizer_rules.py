@@ -31,6 +31,7 @@ def findings(folder: Path, **options: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("options", "severity", "part"),
     [
+        ({"learning_rate": 0.1}, "WARNING", "a few of them ruin a model. Adapters learn at 5e-5"),
         ({"optimizer": "prodigy"}, "WARNING", "multiplies what it finds. Set learning_rate to 1"),
         ({"optimizer": "prodigy", "learning_rate": 1, "max_grad_norm": 1}, "NOTE", "gradients are not clipped"),
         ({"optimizer": "optimi-stableadamw", "max_grad_norm": 1}, "NOTE", "gradients are not clipped"),

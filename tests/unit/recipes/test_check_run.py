@@ -85,6 +85,17 @@ def test_files_left_out_are_told(bench: Bench, tmp_path: Path) -> None:
     assert bench.told(Severity.WARNING) == ["data: left out hollow.mp4: empty file (0 bytes)."]
 
 
+def test_clips_of_small_buckets_are_told(bench: Bench, tmp_path: Path) -> None:
+    from simpletuner.data.world import write_world
+
+    write_world(tmp_path / "mixed", clips=2, width=96, height=64, num_frames=12, frame_rate=12.0, seed=1)
+    write_world(tmp_path / "mixed/tall", clips=1, width=64, height=96, num_frames=12, frame_rate=12.0, seed=2)
+    bench.clips["instance_data_dir"] = str(tmp_path / "mixed")
+    (told,) = bench.told(Severity.WARNING, train_batch_size=2)
+    assert "left out tall/" in told
+    assert "bucket 64x96@9 holds fewer samples than one batch" in told
+
+
 def test_a_run_in_order(bench: Bench) -> None:
     checked = bench.run()
     assert [str(p) for p in checked.problems if p.severity is not Severity.NOTE] == []
