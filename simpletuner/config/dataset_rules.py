@@ -91,7 +91,13 @@ def _frames(dataset: ClipDataset, written: frozenset[str], where: Where) -> Iter
     frames = rules.num_frames
     whole = rules.bucket_strategy == "resolution_frames" and frames is None
     least = rules.min_frames
-    if frames is not None and (frames - 1) % TEMPORAL:
+    if frames is not None and frames <= TEMPORAL:
+        yield Problem(
+            f"video.num_frames = {frames} is trained as a single frame", "A still picture teaches no motion",
+            "Raise it to 25 or more, or make it a set of dataset_type image", where("video.num_frames"),
+            Severity.WARNING,
+        )  # fmt: skip
+    elif frames is not None and (frames - 1) % TEMPORAL:
         used = (frames - 1) // TEMPORAL * TEMPORAL + 1
         yield Problem(
             f"video.num_frames = {frames} is trained as {used} frames", "LTX-Video wants 8k+1 frames", "",

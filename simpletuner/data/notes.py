@@ -37,7 +37,8 @@ def notes_on(
     enlarged = [sample for sample in samples if not sample.part and _enlargement(sample) > 1.01]
     if enlarged:
         most = max(enlarged, key=_enlargement)
-        scale = f"{_enlargement(most):.2g}×"
+        by = _enlargement(most)
+        scale = f"{by:.2g}×" if by < 10 else f"{by:.0f}×"
         told = counted(len(enlarged), "file is", "files are")
         notes.append(f"{told} enlarged, most of all {printable(most.path)} ({scale})")
     if listing.ignored:

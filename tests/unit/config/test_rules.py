@@ -79,6 +79,7 @@ def test_options(desk, options: dict[str, object], text: str) -> None:
     ("keys", "text"),
     [
         ({"video": {"num_frames": 125, "min_frames": 125}}, "note: config/multidatabackend.json:8: clips: video.num_frames = 125 is trained as 121"),
+        ({"video": {"num_frames": 7}}, "warning: config/multidatabackend.json:8: clips: video.num_frames = 7 is trained as a single frame"),
         ({"video": {"num_frames": 49, "min_frames": 25}}, "error: config/multidatabackend.json:9: clips: video.min_frames = 25 is below num_frames = 49."),
         ({"video": {"min_frames": 25}}, "video.min_frames = 25 is below num_frames = 121."),
         ({"video": {"num_frames": 49, "max_frames": 25}}, "video.max_frames = 25 is below the 49 frames"),
