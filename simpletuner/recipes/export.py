@@ -72,6 +72,12 @@ def find_adapter_file(place: Path) -> Path:
         UserError: If there is none.
     """
     path = place / ADAPTER_FILE if place.is_dir() else place
+    if place.is_dir() and not path.is_file() and (place / TRANSFORMER_FOLDER).is_dir():
+        raise UserError(
+            f"'{place}' holds a whole transformer and no adapter",
+            "This layout is one of adapters",
+            "Write --to single-file, or give the folder itself to programs that read Diffusers' layout",
+        )
     if not path.is_file():
         raise UserError(
             f"there is no file '{path}'",

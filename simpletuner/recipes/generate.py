@@ -154,9 +154,10 @@ def _tell(
 ) -> None:
     """The story before the first video."""
     form, first = order.settings.validation, order.pieces[0]
+    told = zip(order.adapters, applied.lines, strict=True)
     lines = [
         *source.describe(),
-        *(("adapter", line) for line in applied.lines),
+        *(("weights" if file.kind == "whole" else "adapter", line) for file, line in told),
         ("computed on", host.device_name),
         (
             "videos",

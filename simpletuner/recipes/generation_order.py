@@ -30,6 +30,13 @@ from simpletuner.models.adapters.weights_file import (
 
 # Name of `--weights` -> folder inside the run folder.
 RUN_WEIGHTS: Mapping[str, str] = {"trained": "", "ema": "ema", "best": BEST_FOLDER, "base": ""}
+_WHY_ABSENT: Mapping[str, tuple[str, str]] = {  # rule and fix
+    "ema": ("A run keeps an average of its weights with use_ema", "Leave --weights out, or train with use_ema"),
+    "best": (
+        "A run keeps the best weights where it measures the loss on clips set apart (a data set of dataset_type eval)",
+        "Leave --weights out, or train with such a set",
+    ),
+}
 _FOLDER: Final = "generated"
 _TEXT_CACHE: Final = ".prompts"
 _MOST_VIDEOS: Final = 100
@@ -244,6 +251,9 @@ def _weights_of_run(words: Words, line: CommandLine, run: _Run, problems: list[P
     if run.folder is None or words.adapters or chosen == "base":
         return []
     place = run.folder / RUN_WEIGHTS[chosen]
+    if RUN_WEIGHTS[chosen] and not place.is_dir():
+        problems.append(Problem(f"--weights {chosen}: '{place}' is not there", *_WHY_ABSENT[chosen]))
+        return []
     file = _collect(problems, lambda: read_weights_file(place))
     return [] if file is None else [file]
 

@@ -140,7 +140,7 @@ class ConsoleSink:
             self._say(_told_evaluation(event))
         elif isinstance(event, VideoGenerated):
             self._summary.videos += 1
-            self._say(f"Video ({event.weights}, step {event.step}): {event.path} ({told_duration(event.seconds)})")
+            self._say(f"{_told_video(event)}: {event.path} ({told_duration(event.seconds)})")
         elif isinstance(event, PreviewGenerated):
             self._say(f"Preview (step {event.inference_step} of {event.inference_steps}): {event.path}", "dim")
         elif isinstance(event, Uploaded):
@@ -284,6 +284,15 @@ class _LineState:
 
     def _tenth_of(self, done: int) -> int:
         return 10 * done // max(self._event.total, 1)
+
+
+def _told_video(event: VideoGenerated) -> str:
+    if event.weights == "base":
+        return "Video (base model)"
+    # Step 0 is that of weights whose file does not tell it.
+    told = [f"step {event.step}"] if event.step else []
+    told += ["averaged weights"] if event.weights == "ema" else []
+    return f"Video ({', '.join(told)})" if told else "Video"
 
 
 def _told_evaluation(event: LossEvaluated) -> str:

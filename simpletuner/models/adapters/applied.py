@@ -74,7 +74,12 @@ def apply_adapters(transformer: nn.Module, family: ModelFamily, files: Sequence[
     told |= dict(
         zip((file.path for file in files if file.kind == "lycoris"), (a.describe() for a in lycoris), strict=True)
     )
-    lines = [f"{file.path} at {file.strength:g}: {told.get(file.path, 'whole transformer')}" for file in files]
+    lines = [
+        f"{file.path}: whole transformer"
+        if file.kind == "whole"
+        else f"{file.path} at {file.strength:g}: {told[file.path]}"
+        for file in files
+    ]
     return AppliedAdapters(lycoris, lines)
 
 

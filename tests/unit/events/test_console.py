@@ -73,6 +73,7 @@ def test_the_whole_story_is_told(terminal: bool) -> None:
         "Encoding clips: 5 clips in 1.5 s (3 encoded, 2 reused)",
         "warning: clip [x].mp4 is left out",
         "Checkpoint of step 4: output/demo/checkpoint-4 (1.5 MB)",
+        "Video (step 4): v/step_4_cat_64x64.mp4 (2.0 s)",
         "Training: 4 steps in 2 min 10 s",
         "Finished after step 4",
         "0.7500 -> 0.2917 (means of the first and last 2 steps)",

@@ -270,6 +270,8 @@ def test_a_trained_transformer_becomes_one_file(
     shutil.copytree(miniature / "transformer", run / "transformer")
     assert command.run([str(run), "--to", "single-file"]) == 0
     assert "Read back: equal bit for bit" in capsys.readouterr().out
+    with pytest.raises(UserError, match="holds a whole transformer and no adapter"):
+        command.run([str(run), "--to", "comfyui"])
     one, other = load(run), load(tmp_path / "run.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
     with pytest.raises(UserError, match="holds no transformer folder"):

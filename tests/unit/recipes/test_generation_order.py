@@ -65,6 +65,8 @@ def test_a_run_gives_model_settings_prompts_and_weights(run: Path, tmp_path: Pat
     ema = order(tmp_path, run=str(run), weights="ema")
     assert [file.path for file in ema.adapters] == [run / "ema" / ADAPTER_FILE]
     assert order(tmp_path, run=str(run), weights="base").adapters == ()
+    with pytest.raises(UserError, match="A run keeps the best weights where it measures the loss"):
+        order(tmp_path, run=str(run), weights="best")
 
 
 def test_the_command_line_wins(run: Path, tmp_path: Path) -> None:
