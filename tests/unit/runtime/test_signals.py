@@ -14,8 +14,9 @@ def test_the_first_signal_asks_and_the_second_insists() -> None:
     told: list[str] = []
     earlier = signal.getsignal(signal.SIGTERM)
     with listen_to_signals(told.append) as stop:
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) as caught:
             os.kill(os.getpid(), signal.SIGTERM)
+        assert caught.value.args == (signal.SIGTERM,)  # for the exit code
         assert not stop()
         stop.patient = True
         os.kill(os.getpid(), signal.SIGTERM)
