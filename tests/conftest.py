@@ -5,6 +5,10 @@ from __future__ import annotations
 import gc
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,6 +17,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`pytest -m gpu --card cpu` shows that the tests of a card work themselves."""
+    parser.addoption("--card", default="cuda", help="device of the tests marked gpu")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Only the tests marked gpu see a card: the others compare bit for bit, and prove the same on every machine."""
+    if "gpu" not in config.option.markexpr.replace("not gpu", ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -30,6 +45,17 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def card(request: pytest.FixtureRequest) -> torch.device:
+    """The CUDA device; tests that need it skip where there is none."""
+    import torch
+
+    kind: str = request.config.getoption("--card")
+    if kind == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return torch.device(kind)
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ def parts(dtype: torch.dtype, queries: int = 24, keys: int = 16) -> tuple[list[T
 def gradients(given: list[Tensor], mask: Tensor | None, by: Any) -> list[Tensor]:
     for tensor in given:
         tensor.grad = None
-    by(*given, mask).backward(torch.ones(2, 24, 2, 16, dtype=given[0].dtype))
+    by(*given, mask).backward(torch.ones(2, 24, 2, 16, dtype=given[0].dtype, device=given[0].device))
     return [tensor.grad for tensor in given if tensor.grad is not None]
 
 
@@ -115,3 +115,23 @@ def test_mechanism_reaches_the_layers(resolved: Any) -> None:
     source = dataclasses.replace(resolved("0.9.5"), attention="native-math")
     model: Any = FAMILY.load_transformer(source, torch.float32, CPU)
     assert {block.attn1.processor._chosen.target for block in model.transformer_blocks} == {"MATH"}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    "name", [name for name in ATTENTION if ATTENTION[name].trains and ATTENTION[name].is_installed]
+)
+def test_on_a_card_every_kernel_that_trains_has_right_gradients(card: torch.device, name: str, masked: bool) -> None:
+    given, mask = parts(torch.bfloat16)
+    double = [tensor.detach().double().requires_grad_() for tensor in given]
+    there = [tensor.detach().to(card).requires_grad_() for tensor in given]
+    shown = mask.to(card) if masked else None
+    row = ATTENTION[name]
+    if not row.is_installed:
+        pytest.skip(f"{row.package} is not installed")
+    if card.type == "cpu" and row.target not in ("", "MATH"):
+        pytest.skip(f"{name} is not for the CPU")
+    truth = gradients(double, mask if masked else None, exact)
+    for own, true in zip(gradients(there, shown, lambda *a: attend(*a, row)), truth, strict=True):
+        assert (own.cpu().double() - true).norm() / true.norm() < 2e-2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -272,3 +273,24 @@ def test_four_bits_are_unpacked_without_a_compiler() -> None:
     values = torch.randint(0, 16, (10, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(PackedTensor.pack(values, bits=4).unpack(), values)
     assert type(get_extension("quanto_cpp").lib).__module__.startswith("simpletuner.")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_on_a_card_a_layer_answers_as_on_the_cpu(card: torch.device, name: str) -> None:
+    pytest.importorskip(PACKAGES.get(PRECISIONS[name].extra, "torch"))
+    torch.manual_seed(0)
+    layer = nn.Linear(128, 64).to(torch.bfloat16).requires_grad_(False)
+    given = torch.randn(4, 32, 128).to(torch.bfloat16)
+    exact = layer(given).float()
+    there = open_storage(name).quantize(copy.deepcopy(layer).to(card))
+    stored = {part: tensor.to(card, copy=True) for part, tensor in open_storage(name).tensors(there).items()}
+    shown = given.to(card).requires_grad_()
+    out = there(shown)
+    bound = 0.15 if PRECISIONS[name].bits == 4 else 0.06
+    assert float((out.detach().float().cpu() - exact).norm() / exact.norm()) < bound
+    out.float().square().sum().backward()
+    assert shown.grad is not None
+    assert torch.isfinite(shown.grad).all()
+    again = open_storage(name).rebuild(copy.deepcopy(layer).to(card), stored)
+    assert torch.equal(again(shown), out)

@@ -29,12 +29,12 @@ def save(path: Path, stored: Tensor) -> None:
     save_file({"weights": stored}, path)
 
 
-def build(precision: str = "no_change", layers: int = 6, adapter: bool = True) -> nn.Module:
+def build(precision: str = "no_change", layers: int = 6, adapter: bool = True, device: torch.device = CPU) -> nn.Module:
     torch.manual_seed(0)
     model = LTXVideoTransformer3DModel(
         in_channels=16, out_channels=16, num_attention_heads=2, attention_head_dim=16, cross_attention_dim=32,
         num_layers=layers, caption_channels=32,
-    ).to(torch.bfloat16)  # fmt: skip
+    ).to(device, torch.bfloat16)  # fmt: skip
     model.requires_grad_(False)
     if precision != "no_change":
         pytest.importorskip(PACKAGES[PRECISIONS[precision].extra])
@@ -47,14 +47,15 @@ def build(precision: str = "no_change", layers: int = 6, adapter: bool = True) -
     return model.train()
 
 
-def step(model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
+def step(model: nn.Module, device: torch.device = CPU) -> tuple[Tensor, dict[str, Tensor]]:
     """One forward and backward pass; the output and all gradients."""
     generator = torch.Generator().manual_seed(2)
-    tokens = torch.randn(1, 12, 16, generator=generator).to(torch.bfloat16)
-    text = torch.randn(1, 5, 32, generator=generator).to(torch.bfloat16)
+    tokens = torch.randn(1, 12, 16, generator=generator).to(device, torch.bfloat16)
+    text = torch.randn(1, 5, 32, generator=generator).to(device, torch.bfloat16)
     out = model(
-        tokens, text, torch.tensor([500.0]), torch.ones(1, 5), num_frames=3, height=2, width=2, return_dict=False
-    )[0]
+        tokens, text, torch.tensor([500.0], device=device), torch.ones(1, 5, device=device), num_frames=3, height=2,
+        width=2, return_dict=False,
+    )[0]  # fmt: skip
     out.float().square().mean().backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
@@ -235,3 +236,42 @@ def test_closing_gives_the_model_back() -> None:
     assert_equal(step(model), step(build()))
     assert streamer.fetches == 0
     assert_equal(step(copy.deepcopy(model)), step(build()))
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:TorchaoLoraLinear was instantiated")
+@pytest.mark.parametrize("disk", [False, True])
+@pytest.mark.parametrize("side", [False, True])
+@pytest.mark.parametrize("precision", ["no_change", *QUANTIZED])
+def test_on_a_card_the_gradients_are_those_of_the_resident_run(
+    card: torch.device, tmp_path: Path, precision: str, side: bool, disk: bool
+) -> None:
+    """Up to the order of sums, which the card may choose; a weight that came too late would be far off."""
+    out, gradients = step(build(precision, device=card), card)
+    model = build(precision, device=card)
+    place: dict[str, Any] = {"folder": tmp_path, "save": save} if disk else {}
+    streamer = BlockStreamer(list(model.transformer_blocks), card, use_stream=side, **place)
+    move_resident(model, card, list(model.transformer_blocks))
+    for _ in range(4):
+        own_out, own = step(model, card)
+        assert float((own_out - out).norm() / out.norm()) < 1e-2
+        assert own.keys() == gradients.keys()
+        for name, gradient in own.items():
+            assert float((gradient - gradients[name]).norm()) <= 2e-2 * float(gradients[name].norm()), name
+    assert streamer.most_live == GROUPS_ON_DEVICE
+    assert streamer.surprises == 1
+    streamer.close()
+
+
+@pytest.mark.gpu
+def test_a_card_holds_two_groups_and_no_more(card: torch.device) -> None:
+    blocks = [nn.Sequential(nn.Linear(1024, 1024)) for _ in range(8)]
+    for block in blocks:
+        block.to(card).requires_grad_(False)
+    size = sum(parameter.nbytes for parameter in blocks[0].parameters())
+    held = torch.cuda.memory_allocated(card) if card.type == "cuda" else 8 * size
+    streamer = BlockStreamer(blocks, card, use_stream=True)
+    if card.type == "cuda":
+        assert held - torch.cuda.memory_allocated(card) >= 6 * size - 8 * 1024
+    assert streamer.group_bytes == size
+    streamer.close()

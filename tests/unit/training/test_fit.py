@@ -15,7 +15,6 @@ from simpletuner.core.errors import ExitCode, UserError
 from simpletuner.events.types import StepFinished
 from simpletuner.training.checkpoint import save_checkpoint
 from simpletuner.training.fit import fit
-from simpletuner.training.step import take_step
 
 
 def run_to_end(run: Any, stop: Callable[[], bool] = lambda: False) -> list[StepFinished]:
@@ -185,17 +184,3 @@ def test_late_broken_numbers_mark_the_state(
     assert run.state.broken
     with pytest.raises(UserError, match="is not saved"):
         save_checkpoint(run.state, tmp_path, facts=run.facts)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_loop_never_waits_for_the_device(small_run: Callable[..., Any]) -> None:
-    run = small_run(device="cuda", total_steps=8, optimizer="adamw_bf16", batch_size=2, accumulation=2)
-    events = fit(run.state, run.objective, stop=lambda: False, settles=lambda step: False)
-    first = next(events)  # starts the device and fills its caches
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        take_step(run.state, run.objective)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert first.step == 1

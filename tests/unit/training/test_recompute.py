@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from typing import Any
 
@@ -154,3 +155,28 @@ def _note(packed: Any, stored: list[Tensor]) -> Any:
     if not isinstance(packed, Tensor):
         stored.append(packed.stored)
     return packed
+
+
+@pytest.mark.gpu
+def test_on_a_card_activations_come_back_as_they_went(card: torch.device) -> None:
+    def gradients(offload: ActivationOffload | None) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        layers = torch.nn.ModuleList(torch.nn.Linear(512, 512) for _ in range(6)).to(card)
+        given = torch.randn(2048, 512, device=card)
+        for _ in range(3):
+            layers.zero_grad()
+            with contextlib.ExitStack() as stack:
+                if offload is not None:
+                    offload.begin()
+                    stack.enter_context(offload.waiting())
+                hidden = given
+                for layer in layers:
+                    hidden = torch.nn.functional.gelu(layer(hidden))
+                loss = hidden.square().mean()
+            loss.backward()
+        return [parameter.grad for parameter in layers.parameters() if parameter.grad is not None]
+
+    offload = ActivationOffload(card)
+    for ours, plain in zip(gradients(offload), gradients(None), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-8)
+    assert offload.moved_bytes >= 3 * 6 * 2048 * 512 * 4
