@@ -27,6 +27,10 @@ class PrecisionRow:
         extra: Extra of the package that must be installed.
         note: What is told when it is asked for; empty for nothing.
         help: One sentence for people.
+        multiplies: Format that activations and gradients are rounded to and multiplied in ("int8", "fp8"); empty
+            where only weights are stored in fewer bits.
+        weight_only: Precision with weights as small that multiplies in 16 bits.
+        capability: CUDA compute capability that its products need; (0, 0) for any.
     """
 
     target: str
@@ -39,10 +43,14 @@ class PrecisionRow:
     extra: str = ""
     note: str = ""
     help: str = ""
+    multiplies: str = ""
+    weight_only: str = ""
+    capability: tuple[int, int] = (0, 0)
 
 
 _QUANTO = "simpletuner.models.precision.quanto:Quanto"
 _TORCHAO = "simpletuner.models.precision.torchao:TorchAO"
+_ROWS = "simpletuner.models.precision.row_scales:RowScales"
 _BNB = "simpletuner.models.precision.bitsandbytes:BitsAndBytes"
 
 PRECISIONS: Catalog[PrecisionRow] = Catalog(
@@ -66,12 +74,26 @@ PRECISIONS: Catalog[PrecisionRow] = Catalog(
         ),
         "fp8-torchao": PrecisionRow(
             _TORCHAO, 8, row_bytes=4, settings={"kind": "fp8"}, extra="torchao",
-            note="weights are kept in fp8 and multiplied in bf16 on every machine: fp8 products, which cards from 8.9 "
-            "on could do, let no gradient through",
+            note="weights are kept in fp8 and multiplied in bf16 on every machine; fp8-native multiplies in fp8",
             help="8-bit floating point (TorchAO), on any hardware.",
         ),
         "fp8wo-torchao": PrecisionRow(
             _TORCHAO, 8, row_bytes=4, settings={"kind": "fp8"}, extra="torchao", help="Another name of fp8-torchao.",
+        ),
+        # A scale in float32 for each row. Stored by this program itself: it needs neither package.
+        "int8dq-torchao": PrecisionRow(
+            _ROWS, 8, row_bytes=4, settings={"kind": "int8"}, multiplies="int8", weight_only="int8-torchao",
+            capability=(8, 0),
+            note="activations and gradients are rounded to int8 too, one scale for each token; a measurement at the "
+            "start tells whether that is faster here",
+            help="8-bit whole numbers, multiplied as such.",
+        ),
+        "fp8-native": PrecisionRow(
+            _ROWS, 8, row_bytes=4, settings={"kind": "fp8"}, multiplies="fp8", weight_only="fp8-torchao",
+            capability=(8, 9),
+            note="activations and gradients are rounded to fp8 too, one scale for each token; a measurement at the "
+            "start tells whether that is faster here",
+            help="8-bit floating point, multiplied as such by NVIDIA cards from compute capability 8.9 on.",
         ),
         # A scale of one byte for each 64 weights, one of these in float32 for each 256 of them, two tables.
         "nf4-bnb": PrecisionRow(
@@ -89,8 +111,9 @@ REFUSED: Mapping[str, str] = {
     "fp8-quanto": "it does not work with LTX-Video; fp8-torchao and int8-quanto do",
     "fp8uz-quanto": "it does not work with LTX-Video; fp8-torchao and int8-quanto do",
     "int2-quanto": "two bits leave nothing of the model (its output is off by 30 %)",
-    "int8dq-torchao": "no gradient passes through activations in int8; use int8-torchao",
-    "int8dq-int4-torchao": "no gradient passes through activations in int8; use int8-torchao",
+    "int8dq-int4-torchao": "no gradient passes through its products; use int8dq-torchao, or nf4-bnb for 4 bits",
+    "fp8-int4-torchao": "no gradient passes through its products; use fp8-native, or nf4-bnb for 4 bits",
+    "fp8-transformerengine": "fp8-native multiplies in the same format without another package; use fp8-native",
 }
 
 

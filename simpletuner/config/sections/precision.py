@@ -9,9 +9,7 @@ from simpletuner.config.option import Section, option
 
 QUANTIZED = "quantized weights"
 SDNQ = ("int8", "uint8", "int16", "uint16", "fp16", "fp8", "int6", "int5", "uint5", "uint4", "uint3", "uint2")
-LEVELS = (
-    "fp8-int4-torchao", "int4-torchao", "fp8-native", "fp8-transformerengine", *(f"{kind}-sdnq" for kind in SDNQ)
-)  # fmt: skip
+LEVELS = ("int4-torchao", *(f"{kind}-sdnq" for kind in SDNQ))
 
 
 def _levels() -> dict[str, str]:
