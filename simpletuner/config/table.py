@@ -183,7 +183,9 @@ def section_specs(section: type[Section], attribute: str) -> dict[str, OptionSpe
     for name, field in section.model_fields.items():
         kind, nullable, choices = _read_annotation(field.annotation)
         if section.facts(name).catalog:
-            kind, choices = "choice", _catalog_names(section.facts(name).catalog)
+            refused = section.facts(name).refused_values
+            names = _catalog_names(section.facts(name).catalog)
+            kind, choices = "choice", tuple(word for word in names if word not in refused)
         bounds = {type(bound): bound for bound in (*field.metadata, *_bounds_inside(field.annotation))}
         low = bounds.get(annotated_types.Gt) or bounds.get(annotated_types.Ge)
         high = bounds.get(annotated_types.Lt) or bounds.get(annotated_types.Le)

@@ -25,6 +25,7 @@ from simpletuner.recipes.fitting import machine_of
 from simpletuner.recipes.objective import build_objective
 from simpletuner.recipes.plan import RunPlan
 from simpletuner.recipes.probing import probe_largest
+from simpletuner.recipes.product_pace import tell_products
 from simpletuner.recipes.quantized import kept_for_run
 from simpletuner.recipes.residence import kept_bytes
 from simpletuner.recipes.resuming import length_of_run
@@ -101,6 +102,8 @@ def begin_training(
     with phase("init_prepare_models", emit):
         if is_quantized(config.precision.base_model_precision):
             refuse_deaf_layers(trainable, plan.family, plan.source, config.precision.base_model_precision)
+            width = plan.family.hidden_width(trainable.transformer)
+            tell_products(config, plan.family, samples, width, host, folder, emit)
         objective, companions = build_objective(config, plan, trainable, teaching, steps)
         probe_largest(config, plan, host, trainable, objective, companions, batches, steps, emit)
         state = TrainState.begin(trainable, batches, config, steps, companions)

@@ -25,7 +25,7 @@ from simpletuner.models.adapter_cost import is_named
 from simpletuner.models.cost import ModelCost, cost_source
 from simpletuner.recipes.forecast import CardForecast, Forecast, choose_cards, find_data_plan, forecast_run, own_card
 from simpletuner.recipes.forecast_rules import check_forecast, tell_choices
-from simpletuner.recipes.kernels import compiler_problems, kernel_problems
+from simpletuner.recipes.kernels import compiler_problems, kernel_problems, product_problems
 from simpletuner.recipes.memory_plan import MemoryPlan, budget_card, is_wanted, plan_memory
 from simpletuner.runtime.hub import HubProbe
 from simpletuner.runtime.machine import Machine, find_machine
@@ -195,7 +195,10 @@ def _machine_rules(draft: Draft, machine: Machine) -> Iterator[Problem]:
             continue
         here = f"this machine has {machine.card_name or 'no GPU'}"
         if level in PRECISIONS:
-            # Weights in fewer bits are computed in bf16: every format works everywhere its package does.
+            # Weights in fewer bits are mostly computed in bf16, and that works everywhere a format's package does.
+            yield from product_problems(
+                level, machine.card_name, machine.capability, draft.place(option), Severity.WARNING
+            )
             if PRECISIONS[level].extra == "bnb" and machine.card_name.startswith("Apple"):
                 yield Problem(
                     f"{option} = {show(level)}: {here}",

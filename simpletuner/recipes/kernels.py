@@ -1,10 +1,11 @@
-"""Whether this machine has what attention kernel and compiler need; told before anything is loaded."""
+"""Whether this machine has what attention kernel, products in 8 bits and compiler need; told before any loading."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from simpletuner.config.catalogs.attention import ATTENTION
+from simpletuner.config.catalogs.precisions import PRECISIONS
 from simpletuner.config.values import show
 from simpletuner.core.errors import Problem, Severity
 from simpletuner.runtime.compiler import missing_compiler
@@ -46,6 +47,33 @@ def kernel_problems(
             f"Install {row.install}, or set attention_mechanism to diffusers",
             where,
         )
+
+
+def product_problems(
+    precision: str, card_name: str, capability: tuple[int, int], where: str, severity: Severity = Severity.ERROR
+) -> Iterator[Problem]:
+    """What products in 8 bits lack here; a CPU computes the same numbers in float32, which is no more than told.
+
+    Args:
+        precision: The value of `base_model_precision`.
+        card_name, capability, severity: As above.
+        where: Place of the option.
+    """
+    if precision not in PRECISIONS or not PRECISIONS[precision].multiplies:
+        return
+    row = PRECISIONS[precision]
+    # Without a card that tells its capability, int8 is computed with products in float32, which are exact.
+    if capability >= row.capability or (capability == (0, 0) and row.multiplies == "int8"):
+        return
+    has = f"{card_name} ({_dotted(capability)})" if capability > (0, 0) else card_name or "no GPU"
+    slow = "" if card_name else "; a CPU computes the same numbers, but slowly"
+    yield Problem(
+        f"base_model_precision = {show(precision)}: this machine has {has}",
+        f"{row.multiplies} arithmetic needs an NVIDIA card of compute capability {_dotted(row.capability)} or higher{slow}",
+        f"Use {row.weight_only}, whose weights are as small",
+        where,
+        severity if card_name else Severity.WARNING,
+    )
 
 
 def compiler_problems(backend: str, device_type: str, where: str) -> Iterator[Problem]:

@@ -13,9 +13,11 @@ from torch import nn
 
 from simpletuner.config.sections.memory import MemorySection
 from simpletuner.config.sections.precision import PrecisionSection
+from simpletuner.core.errors import Severity, UserError
 from simpletuner.models.adapters.applied import AppliedAdapters, apply_adapters
 from simpletuner.models.adapters.weights_file import WeightsFile
 from simpletuner.models.family import ModelFamily, Source
+from simpletuner.recipes.kernels import product_problems
 from simpletuner.runtime.host import Host, release_memory
 from simpletuner.training.build import load_frozen, weight_dtype
 from simpletuner.training.offload import clear_scratch, scratch_folder, stream_blocks
@@ -45,9 +47,14 @@ def use_model(
     """Lend the model with the adapters of `files` at their strengths, without dropout; afterwards it is of no use.
 
     Raises:
-        UserError: If files do not fit the model, or the disk of streamed blocks is full.
+        UserError: If the device cannot multiply in the base's format, files do not fit the model, or the disk of
+            streamed blocks is full.
     """
-    memory = settings.memory
+    memory, precision = settings.memory, settings.precision.base_model_precision
+    name = "" if host.device.type == "cpu" else host.device_name
+    lacking = [*product_problems(precision, name, host.capability, "base_model_precision")]
+    if any(problem.severity is Severity.ERROR for problem in lacking):
+        raise UserError.of(lacking)
     # What is streamed never lies on the device whole, so everything is prepared on the CPU.
     place = torch.device("cpu") if memory.streams_blocks else host.device
     transformer = load_frozen(family, source, settings.precision, weight_dtype(settings.precision), place)

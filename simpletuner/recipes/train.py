@@ -31,7 +31,7 @@ from simpletuner.recipes.first_frames import with_first_frames
 from simpletuner.recipes.fitting import fit_to_memory
 from simpletuner.recipes.further import open_further
 from simpletuner.recipes.hardware import watch_hardware
-from simpletuner.recipes.kernels import compiler_problems, kernel_problems
+from simpletuner.recipes.kernels import compiler_problems, kernel_problems, product_problems
 from simpletuner.recipes.loop import Outcome, run_session
 from simpletuner.recipes.plan import RunPlan, plan_run
 from simpletuner.recipes.previews import open_previewer
@@ -137,15 +137,16 @@ def refuse_kernels(config: RunConfig, host: Host) -> None:
     """Prove that what computes is there.
 
     Raises:
-        UserError: If the attention kernel's package or card, or a compiler, is missing.
+        UserError: If the attention kernel's package or card, one that multiplies in 8 bits, or a compiler, is missing.
     """
     name = "" if host.device.type == "cpu" else host.device_name
-    model = config.model
+    model, precision = config.model, config.precision.base_model_precision
     found = [
         *kernel_problems(model.attention_mechanism, name, host.capability, "attention_mechanism"),
+        *product_problems(precision, name, host.capability, "base_model_precision"),
         *compiler_problems(model.dynamo_backend, host.device.type, "dynamo_backend"),
     ]
-    if found:
+    if any(problem.severity is Severity.ERROR for problem in found):
         raise UserError.of(found)
 
 

@@ -116,6 +116,11 @@ REFUSED: Mapping[str, str] = {
     "fp8-transformerengine": "fp8-native multiplies in the same format without another package; use fp8-native",
 }
 
+_CAPTIONS_ONCE = "captions are encoded once, and rounding what T5 computes would save no time worth its errors; use "
+REFUSED_FOR_TEXT: Mapping[str, str] = {
+    name: f"{_CAPTIONS_ONCE}{PRECISIONS[name].weight_only}" for name in PRECISIONS if PRECISIONS[name].multiplies
+}
+
 
 def stored_bytes(name: str, inputs: int, outputs: int, value_bytes: float) -> float:
     """Bytes of the weight of a linear layer that a precision may store in fewer bits.

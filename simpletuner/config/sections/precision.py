@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from simpletuner.config.catalogs.precisions import REFUSED
+from simpletuner.config.catalogs.precisions import REFUSED, REFUSED_FOR_TEXT
 from simpletuner.config.option import Section, option
 
 QUANTIZED = "quantized weights"
@@ -35,8 +35,10 @@ class PrecisionSection(Section):
     )
     base_model_precision: str = option(
         "no_change",
-        "How the blocks of the frozen base model are stored: fewer bits save memory, not time; `no_change` keeps them.",
-        "冻结的基础模型各模块的存储方式：位数越少越省显存（不省时间）；`no_change` 保持原样。",
+        "How the blocks of the frozen base model are stored: fewer bits save memory, not time; `no_change` keeps them. "
+        "`int8dq-torchao` and `fp8-native` multiply in 8 bits too; each start tells whether that is faster.",
+        "冻结的基础模型各模块的存储方式：位数越少越省显存（不省时间）；`no_change` 保持原样。"
+        "`int8dq-torchao` 与 `fp8-native` 还以 8 位做乘法；每次启动都会告知是否更快。",
         guide=True,
         catalog="simpletuner.config.catalogs.precisions:PRECISIONS",
         planned_values=_levels(),
@@ -55,7 +57,7 @@ class PrecisionSection(Section):
         guide=True,
         catalog="simpletuner.config.catalogs.precisions:PRECISIONS",
         planned_values=_levels(),
-        refused_values=REFUSED,
+        refused_values={**REFUSED, **REFUSED_FOR_TEXT},
     )
     text_encoder_2_precision: str = option(
         "no_change", "LTX-Video has one text encoder.", "LTX-Video 只有一个文本编码器。", level="expert", guide=True,

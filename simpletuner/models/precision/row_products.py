@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# The largest number of each format: a row is scaled so that its largest entry becomes it.
+FORMATS: Final = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+# The largest number of each: a row is scaled so that its largest entry becomes it.
 LARGEST: Final = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 # What is below this in a whole row is nothing; its scale must stay a number.
 _LEAST: Final = 1e-30
@@ -92,7 +93,7 @@ def round_rows(matrix: Tensor, dtype: torch.dtype, columns: Tensor | None = None
 
 
 def _round(matrix: Tensor, dtype: torch.dtype, columns: Tensor | None) -> tuple[Tensor, Tensor]:
-    values = matrix.float() if columns is None else matrix.float().mul_(columns)
+    values = matrix.float() if columns is None else matrix.float() * columns
     peaks = values.abs().amax(dim=-1, keepdim=True).clamp_min(_LEAST)
     largest = LARGEST[dtype]
     scaled = values * (largest / peaks)

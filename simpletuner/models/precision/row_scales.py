@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simpletuner.models.precision.row_products import round_rows, row_product
+from simpletuner.models.precision.row_products import FORMATS, round_rows, row_product
 
-_FORMATS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 _NUMBERS, _SCALES = "numbers", "scales"
 _aten: Any = torch.ops.aten
 
@@ -50,7 +49,9 @@ class RowScaled(torch.Tensor):
         return RowScaled(inner[_NUMBERS], inner[_SCALES], dtype)
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         if function in (_aten.detach.default, _aten.alias.default, _aten.clone.default):
             own = args[0]
@@ -73,7 +74,7 @@ class RowScaledLinear(nn.Linear):
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = layer.bias
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that its class has
         weight: Any = self.weight
         return row_product(input, weight.numbers, weight.scales, self.bias)
 
@@ -84,7 +85,7 @@ class RowScales:
     package = "torch"
 
     def __init__(self, kind: str) -> None:
-        self._dtype = _FORMATS[kind]
+        self._dtype = FORMATS[kind]
 
     def quantize(self, layer: nn.Linear) -> nn.Module:
         numbers, scales = round_rows(layer.weight.data, self._dtype)

@@ -19,7 +19,7 @@ from simpletuner.models.ltxvideo.family import FAMILY
 from simpletuner.models.precision.quantize import fill_quantized, layers_to_quantize, quantize_blocks
 
 CPU, BF16 = torch.device("cpu"), torch.bfloat16
-PACKAGES = {"quanto": "optimum.quanto", "torchao": "torchao", "bnb": "bitsandbytes"}
+PACKAGES = {"": "torch", "quanto": "optimum.quanto", "torchao": "torchao", "bnb": "bitsandbytes"}
 EVERY_DAY = ("int4-quanto", "fp8-torchao", "nf4-bnb")
 QUANTIZED = [
     name if name in EVERY_DAY else pytest.param(name, marks=pytest.mark.slow)

@@ -20,7 +20,7 @@ MISSING = [
 ]  # fmt: skip
 NOTED = [
     "config/config.json:46: base_model_precision = fp8-torchao: weights are kept in fp8 and multiplied in bf16 on every "
-    "machine: fp8 products, which cards from 8.9 on could do, let no gradient through",
+    "machine; fp8-native multiplies in fp8",
     "config/config.json:5: aspect_bucket_rounding = 2",
     "config/ltxvideo/multidatabackend.json:31: text-embeds: write_batch_size = 128",
     "config/config.json:9: offload_during_startup = true",

@@ -28,7 +28,7 @@ from simpletuner.training.build import Trainable, build_trainable
 from simpletuner.training.self_test import refuse_deaf_layers
 
 CPU = torch.device("cpu")
-PACKAGES = {"quanto": "optimum.quanto", "torchao": "torchao", "bnb": "bitsandbytes"}
+PACKAGES = {"": "torch", "quanto": "optimum.quanto", "torchao": "torchao", "bnb": "bitsandbytes"}
 LOKR = LycorisFile(algo="lokr", multiplier=1.0, linear_alpha=1, full_matrix=True, factor=4)
 # Proven in the default run for one format of each package; the others take the same path.
 EVERY_DAY = ("int8-quanto", "fp8-torchao", "nf4-bnb")

@@ -151,7 +151,8 @@ def test_target_names(bench: Bench, targets: list[str], part: str) -> None:
     ("machine", "level", "part"),
     [
         (NO_CARD, "fp8-native", "this machine has no GPU. fp8 arithmetic needs an NVIDIA card"),
-        (RTX_3090, "fp8-native", "this machine has NVIDIA GeForce RTX 3090. fp8 arithmetic needs"),
+        (RTX_3090, "fp8-native", "this machine has NVIDIA GeForce RTX 3090 (8.6). fp8 arithmetic needs"),
+        (NO_CARD, "int8dq-torchao", ""),
         (Machine("Apple M3 Max", 36e9, (0, 0), 48e9, 12), "nf4-bnb", "no kernels for Apple GPUs"),
         (NO_CARD, "nf4-bnb", ""),
         (NO_CARD, "fp8-torchao", ""),

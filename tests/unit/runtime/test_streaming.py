@@ -21,7 +21,7 @@ from simpletuner.runtime.frozen_weights import frozen_weights
 from simpletuner.runtime.streaming import GROUPS_ON_DEVICE, BlockStreamer, move_resident, resident_parameters
 
 CPU = torch.device("cpu")
-PACKAGES = {"quanto": "optimum.quanto", "torchao": "torchao", "bnb": "bitsandbytes"}
+PACKAGES = {"": "torch", "quanto": "optimum.quanto", "torchao": "torchao", "bnb": "bitsandbytes"}
 QUANTIZED = [name for name in PRECISIONS if PRECISIONS[name].target and name != "int4-quanto"]
 
 
