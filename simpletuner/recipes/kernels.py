@@ -69,7 +69,8 @@ def product_problems(
     slow = "" if card_name else "; a CPU computes the same numbers, but slowly"
     yield Problem(
         f"base_model_precision = {show(precision)}: this machine has {has}",
-        f"{row.multiplies} arithmetic needs an NVIDIA card of compute capability {_dotted(row.capability)} or higher{slow}",
+        f"{row.multiplies} arithmetic needs an NVIDIA card of compute capability {_dotted(row.capability)} or higher"
+        f"{slow}",
         f"Use {row.weight_only}, whose weights are as small",
         where,
         severity if card_name else Severity.WARNING,

@@ -90,6 +90,21 @@ CASES: dict[str, dict[str, Any]] = {
     "bf16 and float32 adapter": {"blocks": 0, "optimizer": "torch-adamw"},
     "full, all recomputed": {"blocks": 6, "optimizer": "adamw_bf16", "full": True},
     "8 bits, half": {"blocks": 3, "optimizer": "adamw_bf16", "precision": {"base_model_precision": "int8-quanto"}},
+    "8 bits multiplied, nothing": {
+        "blocks": 0,
+        "optimizer": "adamw_bf16",
+        "precision": {"base_model_precision": "int8dq-torchao"},
+    },
+    "8 bits multiplied, all": {
+        "blocks": 6,
+        "optimizer": "adamw_bf16",
+        "precision": {"base_model_precision": "int8dq-torchao"},
+    },
+    "fp8 multiplied, half": {
+        "blocks": 3,
+        "optimizer": "adamw_bf16",
+        "precision": {"base_model_precision": "fp8-native"},
+    },
 }
 
 

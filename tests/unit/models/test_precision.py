@@ -161,7 +161,8 @@ def test_first_gradients_are_those_through_bf16(build: Callable[..., Trainable],
 
     assert off(first_gradients(alike, source)) < 0.05
     if "4" not in precision:
-        assert off(first_gradients(plain, source)) < 0.05
+        # Three bits of mantissa in both factors of every product, there and back.
+        assert off(first_gradients(plain, source)) < (0.1 if PRECISIONS[precision].multiplies == "fp8" else 0.05)
 
 
 @pytest.mark.parametrize("adapter", ["lora", "lokr"])
