@@ -57,12 +57,25 @@ PARTS: tuple[Part, ...] = (
     step("2B, 2,688 tokens, all weights, recomputed", 60, model_type="full"),
     step("2B, 2,688 tokens, 8-bit base, recomputed", 60, precision="int8-torchao"),
     step("2B, 2,688 tokens, 4-bit base, recomputed", 60, precision="nf4-bnb"),
+    *(
+        Part(f"linear layers of {size}, 8 bits", "linears", 60, {"width": width, "tokens": [1296, 2688, 6144]})
+        for size, width in (("2B", 2048), ("13B", 4096))
+    ),
+    *(
+        step(f"2B, {tokens:,} tokens, {precision}", tokens=tokens, precision=precision, memory=PLAIN, seconds=4.0)
+        for precision in ("int8dq-torchao", "fp8-native")
+        for tokens in (1296, 2688, 6144)
+    ),
     step("2B, 2,688 tokens, streamed", 60, memory=STREAMED),
     Part("encode 768x512, 121 frames", "encode", 60, {"width": 768, "height": 512, "num_frames": 121}),
     step("13B, 2,688 tokens, 4-bit base, recomputed", 90, size="13B", precision="nf4-bnb"),
     step("13B, 2,688 tokens, 8-bit base, streamed", 120, size="13B", precision="int8-torchao", memory=STREAMED),
     Part("attention 2B, 6,144 tokens", "attention", 45, {"tokens": 6144, "heads": 32, "head_dim": 64}),
     Part("attention 13B, 6,144 tokens", "attention", 45, {"tokens": 6144, "heads": 32, "head_dim": 128}),
+    *(
+        step(f"2B, 2,688 tokens, {precision}, compiled", 120, precision=precision, memory=PLAIN, backend="inductor")
+        for precision in ("int8dq-torchao", "fp8-native")
+    ),
 )  # fmt: skip
 
 
@@ -71,6 +84,7 @@ def miniature(part: Part) -> Part:
     small: dict[str, dict[str, Any]] = {
         "step": {"size": "miniature", "tokens": 48},
         "encode": {"size": "miniature", "width": 64, "height": 64, "num_frames": 9},
+        "linears": {"width": 64, "tokens": [48]},
         "attention": {"tokens": 48, "heads": 2, "head_dim": 64},
     }
     return Part(part.name, part.what, 300, {**part.settings, **small.get(part.what, {}), "seconds": 0.2})

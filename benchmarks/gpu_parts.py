@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
+from linear_formats import measure_formats
 from torch import Tensor, nn
 
 from simpletuner.config.catalogs.attention import ATTENTION
@@ -211,6 +212,16 @@ def attention(order: dict[str, Any]) -> dict[str, Any]:
     return {"text": "; ".join(told), "device": host.device_name}
 
 
+def linears(order: dict[str, Any]) -> dict[str, Any]:
+    """Layers that multiply in 8 bits, and those that only store in them, beside bfloat16's."""
+    host, told = find_host(), []
+    for tokens in order["tokens"]:
+        found = measure_formats(tokens, order["width"], host.device, time.perf_counter, repeats=10)
+        shares = (f"{name} {seconds / found['bf16']:.2f}" for name, seconds in found.items() if name != "bf16")
+        told.append(f"{tokens:,} tokens: bf16 {1e3 * found['bf16']:.3f} ms, {', '.join(shares)}")
+    return {"text": "; ".join(told), "device": host.device_name}
+
+
 def rate(order: dict[str, Any]) -> dict[str, Any]:
     """Products of large matrices per second."""
     host = find_host()
@@ -272,6 +283,7 @@ WORK: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "step": train,
     "encode": encode,
     "attention": attention,
+    "linears": linears,
 }
 
 if __name__ == "__main__":

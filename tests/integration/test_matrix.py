@@ -49,9 +49,12 @@ FORMATS: dict[str, dict[str, Any]] = {
     "bf16": {"mixed_precision": "bf16"},
     **{
         name: {"mixed_precision": "bf16", "base_model_precision": name}
-        for name in ("int8-torchao", "fp8-torchao", "int8-quanto", "int4-quanto", "nf4-bnb", "int8-bnb")
+        for name in (
+            "int8-torchao", "fp8-torchao", "int8-quanto", "int4-quanto", "nf4-bnb", "int8-bnb", "int8dq-torchao",
+            "fp8-native",
+        )
     },
-}
+}  # fmt: skip
 UPDATES: dict[str, dict[str, Any]] = {
     **{
         name: {"optimizer": name}

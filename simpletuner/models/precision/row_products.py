@@ -30,7 +30,7 @@ _LEAST_ROWS_ON_CUDA: Final = 32
 _EXACT_TERMS: Final = 1024
 # Entries scaled at once: what fits a CPU's cache; elsewhere, what is small beside a model.
 _PART_ON_CPU: Final = 2**17
-_PART: Final = 2**24
+_PART: Final = 2**23
 
 
 def row_product(x: Tensor, numbers: Tensor, scales: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -125,8 +125,8 @@ def multiply_rows(
         right = right.t().contiguous().t()
     if left.dtype == torch.int8:
         return _scale(_multiply_whole(left, right), left_scales, right_scales, bias, out)
-    if not on_cuda:  # the same numbers: float32 holds every product of two of them exactly
-        return _scale(left.float() @ right.float(), left_scales, right_scales, bias, out)
+    if not on_cuda:
+        return _multiply_wide(left, left_scales, right.float(), right_scales, bias, out)
     ones = right_scales if right_scales is not None else torch.ones_like(right[0], dtype=torch.float32)
     product = torch._scaled_mm(
         left, right, left_scales, ones.unsqueeze(0), out_dtype=torch.bfloat16, use_fast_accum=False
@@ -143,6 +143,16 @@ def _multiply_whole(left: Tensor, right: Tensor) -> Tensor:
     if left.device.type == "cpu" and CPU_COUNTS_EXACTLY:
         return torch._int_mm(left, right)
     return multiply_whole_in_parts(left, right)
+
+
+def _multiply_wide(
+    left: Tensor, left_scales: Tensor, right: Tensor, right_scales: Tensor | None, bias: Tensor | None, out: torch.dtype
+) -> Tensor:
+    """The same numbers without kernels for fp8: float32 holds every product of two of them exactly."""
+    made = torch.empty(len(left), right.shape[1], dtype=out, device=left.device)
+    for part in _parts(left):
+        made[part] = _scale_part(left[part].float() @ right, left_scales[part], right_scales, bias)
+    return made
 
 
 def multiply_whole_in_parts(left: Tensor, right: Tensor) -> Tensor:
