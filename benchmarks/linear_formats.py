@@ -23,7 +23,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from simpletuner.models.precision.quantize import open_storage
+from simpletuner.models.precision.quantize import open_storage, quiet_libraries
 from simpletuner.runtime.matrix_rate import wait_for
 
 LORA_RANK = 16
@@ -64,7 +64,8 @@ def _layer(name: str, width: int, device: torch.device) -> nn.Module:
     torch.manual_seed(1)
     plain = nn.Linear(width, width).bfloat16().to(device).requires_grad_(False)
     holder = nn.ModuleDict({"layer": plain if name == "bf16" else open_storage(name).quantize(plain)})
-    inject_adapter_in_model(LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=["layer"]), holder)
+    with quiet_libraries():
+        inject_adapter_in_model(LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=["layer"]), holder)
     return holder["layer"]
 
 
