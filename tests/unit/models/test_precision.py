@@ -170,11 +170,11 @@ def test_first_gradients_are_those_through_bf16(build: Callable[..., Trainable],
 def test_multiplying_in_fewer_bits_learns_like_storing_in_them(
     build: Callable[..., Trainable], source: Any, precision: str
 ) -> None:
-    """The same steps towards a fixed video, down to the same loss within a tenth of what was lost."""
+    """The same steps towards a fixed video: down to a loss not above the other by more than a tenth of what it fell."""
 
     def losses(trainable: Trainable) -> list[float]:
         wanted = torch.randn(1, 128, 2, 2, 3, generator=torch.Generator().manual_seed(1))
-        optimizer = torch.optim.AdamW(trainable.parameters.values(), lr=3e-2)
+        optimizer = torch.optim.AdamW(trainable.parameters.values(), lr=1e-2)
         found = []
         for _ in range(25):
             optimizer.zero_grad()
@@ -186,7 +186,7 @@ def test_multiplying_in_fewer_bits_learns_like_storing_in_them(
 
     ours, theirs = (losses(build(name)) for name in (precision, PRECISIONS[precision].weight_only))
     assert theirs[-1] < 0.8 * theirs[0]
-    assert abs(ours[-1] - theirs[-1]) < 0.1 * (theirs[0] - theirs[-1])
+    assert ours[-1] < theirs[-1] + 0.1 * (theirs[0] - theirs[-1])
 
 
 @pytest.mark.slow

@@ -107,7 +107,8 @@ def test_traced_blocks_give_the_same_gradients(source: Any, options: dict[str, A
     trainable = build(source, "aot_eager", **options)
     for _ in range(2):
         found = gradients(trainable, source)
-    assert far(found, expected) < 2e-2  # bfloat16: the tracer takes some casts together
+    # bfloat16: the tracer takes some casts together. Where that moves an entry over a tie of e4m3, by a step of 2^-3.
+    assert far(found, expected) < (6e-2 if options.get("precision") == "fp8-native" else 2e-2)
     assert trainable.compilation is not None
     assert trainable.compilation.graphs == 1
     trainable.close()
