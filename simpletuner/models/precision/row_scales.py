@@ -61,7 +61,7 @@ class RowScaled(torch.Tensor):
             moved = {"device": kwargs.get("device"), "non_blocking": kwargs.get("non_blocking", False)}
             return cls(function(own.numbers, **moved), function(own.scales, **moved), dtype)
         if function._schema.is_mutable:
-            raise NotImplementedError(f"a weight in 8 bits cannot be changed ({function})")
+            raise TypeError(f"a weight in 8 bits cannot be changed ({function})")
         full = [value.dequantize() if isinstance(value, cls) else value for value in args]
         return function(*full, **kwargs)
 
