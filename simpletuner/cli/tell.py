@@ -39,7 +39,7 @@ def tell_problems(problems: Sequence[Problem], stream: TextIO | None = None) -> 
 def problem_parts(problem: Problem) -> list[tuple[str, str]]:
     """One finding as (text, style) pairs: the place and what was found, then rule and fix below it."""
     parts = [(f"{problem.severity.value}: ", STYLES[problem.severity])]
-    if problem.where:
+    if problem.where and not problem.what.startswith(f"{problem.where} "):  # an option's name is told once
         parts.append((f"{problem.where}: ", "bold"))
     parts.append((problem.what, ""))
     parts += [(f"\n    {line}", style) for line, style in ((problem.rule, ""), (problem.fix, "green")) if line]

@@ -18,7 +18,7 @@ from simpletuner.config.run_config import ValidationPrompt
 from simpletuner.config.surfaces.cli import CommandLine, Given, canonical_name, parse_arguments
 from simpletuner.core.errors import Problem, Severity, UserError
 from simpletuner.core.files import ensure_writable
-from simpletuner.events.run import CONFIG_FILE
+from simpletuner.events.run import CONFIG_FILE, VERSIONS_FILE
 from simpletuner.models.adapters.weights_file import (
     BEST_FOLDER,
     TRANSFORMER_FOLDER,
@@ -27,6 +27,7 @@ from simpletuner.models.adapters.weights_file import (
     read_weights_file,
     split_strength,
 )
+from simpletuner.validation.run_record import read_document
 
 # Name of `--weights` -> folder inside the run folder.
 RUN_WEIGHTS: Mapping[str, str] = {"trained": "", "ema": "ema", "best": BEST_FOLDER, "base": ""}
@@ -41,6 +42,13 @@ _FOLDER: Final = "generated"
 _TEXT_CACHE: Final = ".prompts"
 _MOST_VIDEOS: Final = 100
 _NAMING_MODEL: Final = ("pretrained_model_name_or_path", "model_flavour")
+# Options that may name a place on this machine, relative to where the run was started.
+_PLACES: Final = (
+    "pretrained_model_name_or_path",
+    "pretrained_transformer_model_name_or_path",
+    "pretrained_vae_model_name_or_path",
+    "pretrained_t5_model_name_or_path",
+)
 _Found = TypeVar("_Found")
 
 
@@ -231,8 +239,18 @@ def _read_run(folder: Path) -> _Run:
             f"A run folder holds a {CONFIG_FILE} that can be read",
             "Give the output_dir of a run that has been started, or name the model with --model",
         ) from error
-    kept = Path(text_cache) if text_cache and Path(text_cache).is_dir() else None
-    return _Run(folder, options, prompts, kept)
+    began_in = str(read_document(folder / VERSIONS_FILE).get("working_folder", ""))
+    for name in _PLACES:
+        if options.get(name):
+            options[name] = _as_there(str(options[name]), began_in)
+    cache = Path(_as_there(text_cache, began_in)) if text_cache else None
+    return _Run(folder, options, prompts, cache if cache is not None and cache.is_dir() else None)
+
+
+def _as_there(text: str, began_in: str) -> str:
+    """A path that the run was given, whole if it leads somewhere only from where the run was started."""
+    there = Path(began_in) / text
+    return str(there) if began_in and not Path(text).expanduser().exists() and there.exists() else text
 
 
 def _weights_of_run(words: Words, line: CommandLine, run: _Run, problems: list[Problem]) -> list[WeightsFile]:

@@ -69,6 +69,14 @@ def test_a_run_gives_model_settings_prompts_and_weights(run: Path, tmp_path: Pat
         order(tmp_path, run=str(run), weights="best")
 
 
+def test_a_run_that_was_started_elsewhere(run: Path, tmp_path: Path, miniature: Path) -> None:
+    document = json.loads((run / "resolved_config.json").read_text())
+    document["options"]["model"]["pretrained_model_name_or_path"]["value"] = miniature.name
+    (run / "resolved_config.json").write_text(json.dumps(document))
+    (run / "versions.json").write_text(json.dumps({"working_folder": str(miniature.parent)}))
+    assert order(tmp_path, run=str(run)).settings.model.pretrained_model_name_or_path == str(miniature)
+
+
 def test_the_command_line_wins(run: Path, tmp_path: Path) -> None:
     options = {"frames": "9", "fps": "8", "steps": "3", "guidance": "1", "seed": "40", "negative": ""}
     found = order(
