@@ -16,6 +16,7 @@ from simpletuner.config.documents import parse_json
 from simpletuner.config.presets import preset_names
 from simpletuner.config.resolve import examine
 from simpletuner.config.surfaces.cli import canonical_name, parse_arguments
+from simpletuner.config.surfaces.terminal import list_options
 from simpletuner.config.table import OptionSpec, alias_table, dataset_tables, option_table
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -79,7 +80,12 @@ def own_command_fault(words: list[str]) -> str:
         unknown = [given.key for given in line.overrides if canonical_name(given.key) not in option_table()]
         return f"{line.problems} {unknown}" if line.problems or unknown else ""
     if name == "options":
-        unknown = [word for word in rest if not word.startswith("-") and canonical_name(word) not in every_option()]
+        named = [word for word in rest if not word.startswith("-")]
+        unknown = [
+            word
+            for word in named
+            if canonical_name(word) not in every_option() and not list_options(everything=True, word=word)
+        ]
         return f"no option {unknown}" if unknown else ""
     if name == "examples" and rest[:1] in (["copy"], ["show"]):
         return "" if rest[1] in preset_names() else f"no example '{rest[1]}'"
