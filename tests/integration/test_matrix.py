@@ -355,10 +355,11 @@ def assert_close(made: Tensor, live: Tensor, base: Tensor, row: Row) -> None:
     effect = ((live - base).norm() if row["adapter"] != "full" else live.norm()).item()
     exact = row["format"] == "float32"
     assert effect > (1e-4 if exact else 1e-3) * live.norm(), "the adapter changes too little for a comparison"
-    # Diffusers rounds an adapter to the model's format; where it changes little, the format's own rounding shows.
+    # Diffusers rounds an adapter to the model's format, and PEFT adds it up in another order; where it changes little,
+    # the format's own rounding shows.
     # Where activations are rounded to fp8 too, such a difference moves one entry in 32 by a whole step of 2^-3: 2^-6.
     rounding = live.norm().item() * (2**-18 if exact else 2**-6 if row["format"] == "fp8-native" else 2**-8)
-    share = max(1e-3 if exact else 0.1, min(rounding / effect, 0.3))
+    share = max(1e-3 if exact else 0.1, min(rounding / effect, 0.4))
     assert (made - live).norm().item() < share * effect
 
 
