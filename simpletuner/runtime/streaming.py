@@ -145,7 +145,11 @@ class BlockStreamer:
             staging = None
             if self._reader is not None and self._pins:
                 staging = torch.empty(self.group_bytes, dtype=torch.uint8, pin_memory=True)
-            return _Slot(torch.empty(self.group_bytes, dtype=torch.uint8, device=self._device), staging)
+            slot = _Slot(torch.empty(self.group_bytes, dtype=torch.uint8, device=self._device), staging)
+        if self._side is not None:
+            # Its memory may have been another tensor's, with which the device is not done yet.
+            slot.left = torch.cuda.current_stream(self._device).record_event()
+        return slot
 
     def _streamed(self, number: int, forward: Callable[..., Any]) -> Callable[..., Any]:
         def compute(*args: Any, **kwargs: Any) -> Any:
