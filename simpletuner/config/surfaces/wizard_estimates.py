@@ -5,6 +5,7 @@ Pure functions of `Known`; an answer wins over the proposal for it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ RELEASES = {"2b": "0.9.5", "13b": "0.9.7", "13b-distilled": "0.9.8"}
 EIGHT_BITS = "int8-quanto"  # of the 8-bit levels the one that runs on every kind of machine
 FEW_TOKENS = 2500  # a clip of usual size and 49 frames; below it the model is stored smaller
 FOUND_RATE = 1.0  # factor on the rate that an optimizer finds by itself
+USUAL_EDGE = 480  # pixels; from there on previews have the size that people look at
 LONG = 2.0  # a clip this many times longer than what is trained of it is worth cutting into windows
 GRID = FAMILIES[FAMILY].grid
 
@@ -135,6 +137,16 @@ def proposed_name(known: Known) -> str:
 def looking_interval(known: Known) -> int:
     """Steps between looks at what is learnt: five in a run, each where a checkpoint is."""
     return max(1, int(known.answers.get("checkpoint_interval") or 0), steps(known) // 5)
+
+
+def proposed_preview_size(known: Known) -> str:
+    """The usual size, or 3:2 of the trained area where that is smaller: larger previews take longer and show less."""
+    usual = str(option_default("validation_resolution")(known))
+    trained = edge(known)
+    if trained >= USUAL_EDGE:
+        return usual
+    width, height = (max(64, round(trained * share / 32) * 32) for share in (math.sqrt(1.5), math.sqrt(1 / 1.5)))
+    return f"{width}x{height}"
 
 
 def option_default(name: str) -> Callable[[Known], Any]:

@@ -37,6 +37,7 @@ from simpletuner.config.surfaces.wizard_draft import (
     draft_prompts,
     draft_webhook,
 )
+from simpletuner.config.surfaces.wizard_estimates import proposed_preview_size
 from simpletuner.config.surfaces.wizard_findings import find_conflicts
 from simpletuner.config.surfaces.wizard_questions import BY_KEY, QUESTIONS
 from simpletuner.config.table import option_table
@@ -97,6 +98,8 @@ def test_size_batch_and_repeats() -> None:
     assert proposals.repeats_for({"a": 10, "b": 3}, 4) == 1
     assert proposals.repeats_for({"a": 100, "stray": 1}, 4) == 0
     assert proposals.repeats_for({"a": 1}, 64) == proposals.REPEATS
+    sizes = [proposed_preview_size(known(resolution=edge)) for edge in (64, 224, 256, 480, 704)]
+    assert sizes == ["64x64", "288x192", "320x224", "768x512", "768x512"]
 
 
 # Which question comes when -----------------------------------------------------------------------
