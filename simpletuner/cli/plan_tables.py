@@ -95,7 +95,7 @@ def _data(console: Console, forecast: Forecast) -> None:
         return
     if data.is_assumed:
         told = ", ".join(f"{line.bucket} ({line.tokens:,} tokens)" for line in data.buckets)
-        _say(console, f"the clips were not read; assumed is a full batch of {told}")
+        _say(console, f"the clips were not read, or cannot be trained as they are; assumed is a full batch of {told}")
         return
     rows = [
         (

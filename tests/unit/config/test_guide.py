@@ -125,7 +125,7 @@ def test_plan_of_the_untouched_files(guide_desk: Path, monkeypatch: pytest.Monke
         "train_batch_size 8 config/config.json:26",
         'lr_scheduler "cosine" config/config.json:44',
         "learning_rate 5e-05 config/config.json:41",
-        "the clips were not read; assumed is a full batch of 480x480@121 (3,600 tokens)",
+        "the clips were not read, or cannot be trained as they are; assumed is a full batch of 480x480@121 (3,600 tokens)",
         "length 400,000 steps",
         "step up to 8 clips",
         "checkpoints 400, every 1000 steps and at the end; 5 kept",
