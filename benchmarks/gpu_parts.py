@@ -108,7 +108,7 @@ def train(order: dict[str, Any]) -> dict[str, Any]:
             optimizer=OptimizerSection(optimizer="adamw_bf16", max_grad_norm=1.0, grad_clip_method="norm"),
             schedule=ScheduleSection(learning_rate=1e-4, lr_scheduler="constant"),
         )
-        source: Any = SimpleNamespace(positions="causal")
+        source: Any = SimpleNamespace(positions="causal", compiled=config.model.dynamo_backend != "no")
         started = time.perf_counter()
         trainable = build_trainable(family, source, config, host.device, folder)
         state = TrainState.begin(trainable, _batches(order["tokens"], cost), config, 10**9)

@@ -18,7 +18,7 @@ class Batch:
     Attributes:
         latents: [B, C, F, H, W] float32 or bfloat16, normalised latents.
         prompt_embeds: [B, L, D] text features.
-        prompt_mask: [B, L] bool, True = real token.
+        prompt_mask: [B, L] bool on the CPU, True = real token.
         frame_rates: [B] float32 on the CPU, frames per second of each clip; the host must know them.
         bucket: Pixel shape of the clips.
         sample_numbers: Running number of each draw since the start of the run; keys all randomness.
@@ -94,7 +94,6 @@ class Batch:
             self,
             latents=self.latents.to(device, non_blocking=True),
             prompt_embeds=self.prompt_embeds.to(device, dtype, non_blocking=True),
-            prompt_mask=self.prompt_mask.to(device, non_blocking=True),
             features=None if self.features is None else self.features.to(device, non_blocking=True),
             noise=None if self.noise is None else self.noise.to(device, non_blocking=True),
         )

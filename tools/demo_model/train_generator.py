@@ -54,7 +54,7 @@ DROPPED, FIRST_FRAME, WITH_PADDING = 0.1, 0.1, 0.3
 LONGEST = 32  # tokens; no caption of the world has more
 SHARED_EVERY = 8
 SHIFT, FLAT = 4.0, 0.3
-POSITIONS = SimpleNamespace(positions="causal")  # all that `predict` asks of a checkpoint
+POSITIONS = SimpleNamespace(positions="causal", compiled=True)  # all that `predict` asks of a checkpoint
 
 
 def main() -> None:

@@ -93,14 +93,16 @@ class _Joint(torch.autograd.Function):
         for weight, bias, up, own in zip(weights, biases, ups, thin.split(sizes, dim=1), strict=True):
             plain = rows @ weight.t() if bias is None else torch.addmm(bias, rows, weight.t())
             outputs.append(plain.addmm_(own, up.t()).view(*tokens.shape[:-1], -1))
-        ctx.save_for_backward(rows, thin, down, *weights, *ups)
-        ctx.factor, ctx.sizes, ctx.shape = factor, sizes, tokens.shape
+        # The tokens as they were given: what offloads activations knows them by where they come from.
+        ctx.save_for_backward(tokens, thin, down, *weights, *ups)
+        ctx.factor, ctx.sizes = factor, sizes
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         """Gradients of the tokens and of each layer's down and up."""
-        rows, thin, down, *rest = ctx.saved_tensors
+        tokens, thin, down, *rest = ctx.saved_tensors
+        rows = tokens.flatten(0, -2)
         count = len(gradients)
         weights, ups = rest[:count], rest[count:]
         gradients = tuple(gradient.flatten(0, -2) for gradient in gradients)
@@ -115,6 +117,6 @@ class _Joint(torch.autograd.Function):
             of_tokens = joined @ down
             for gradient, weight in zip(gradients, weights, strict=True):
                 of_tokens.addmm_(gradient, weight)
-            of_tokens = of_tokens.view(ctx.shape)
+            of_tokens = of_tokens.view(tokens.shape)
         flat = [part for pair in zip(of_downs, of_ups, strict=True) for part in (None, None, *pair)]
         return of_tokens, None, *flat

@@ -89,7 +89,7 @@ def _guided_velocity(
         latents.expand(count, -1, -1, -1, -1),
         torch.full((count,), level, device=device),
         torch.stack(embeds).to(device),
-        torch.stack(masks).to(device),
+        torch.stack(masks),
         torch.full((count,), request.frame_rate),
         first_frame_sigmas=torch.zeros(count, device=device) if clean_first else None,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import LTXVideoTransformer3DModel
 from torch import Tensor, nn
@@ -85,7 +86,8 @@ def predict(
         source: Says which time positions its release uses.
         noised_latents: [B, C, F, H, W], best float32; cast to the weights' format here, once.
         sigmas: [B] float32 noise levels in [0, 1].
-        prompt_embeds: [B, L, D]; prompt_mask: [B, L] bool, True = real token.
+        prompt_embeds: [B, L, D]
+        prompt_mask: [B, L] bool, True = real token; best on the CPU, where the host sees which padding to leave out.
         frame_rates: [B] frames per second of each clip, best on the CPU, where equal calls are remembered.
         first_frame_sigmas: [B] float32 noise levels of the first latent frame where they differ from `sigmas`;
             the transformer must come from `load_transformer`. F is at least 2.
@@ -96,12 +98,14 @@ def predict(
     dtype = base_tensor(transformer).dtype
     device = noised_latents.device
     times = sigmas.to(device, torch.float32) * TIMESTEPS
+    # Compiled blocks take one shape of text, whatever the prompts are.
+    text, mask = (prompt_embeds, prompt_mask) if source.compiled else without_padding(prompt_embeds, prompt_mask)
     arguments: dict[str, Any] = {
         "hidden_states": pack(noised_latents).to(dtype),
-        "encoder_hidden_states": prompt_embeds.to(dtype),
+        "encoder_hidden_states": text.to(dtype),
         # Never in a 16-bit format: there 951.3 would become 952.
         "timestep": times,
-        "encoder_attention_mask": prompt_mask,
+        "encoder_attention_mask": None if mask is None else mask.to(device, non_blocking=True),
         "video_coords": token_coordinates(
             source.positions, latent_frames, latent_height, latent_width, frame_rates, device
         ),
@@ -118,6 +122,25 @@ def predict(
         with last_layer_by_frame(transformer, latent_frames):
             tokens = tokens_of(transformer(**{**arguments, "timestep": frame_times})[0])
     return unpack(tokens, latent_frames, latent_height, latent_width).float()
+
+
+def without_padding(prompt_embeds: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Text features without the padding that is behind all prompts, and their mask where padding is left.
+
+    Padding gets exactly no attention, so nothing changes but the work; without a mask the fastest kernels will do. A
+    mask on a device is not looked at, because the host would wait for it.
+
+    Args:
+        prompt_embeds: [B, L, D]
+        prompt_mask: [B, L] bool, True = real token.
+    """
+    if prompt_mask.device.type != "cpu":
+        return prompt_embeds, prompt_mask
+    real = prompt_mask.numpy()
+    if not real.any(axis=1).all():  # a prompt without a token attends to all of its padding
+        return prompt_embeds, prompt_mask
+    length = int(np.flatnonzero(real.any(axis=0))[-1]) + 1
+    return prompt_embeds[:, :length], None if real[:, :length].all() else prompt_mask[:, :length]
 
 
 def input_widths(transformer: nn.Module) -> tuple[int, int]:

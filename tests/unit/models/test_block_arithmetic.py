@@ -292,7 +292,7 @@ def operations(layers: int) -> int:
     mask, rates, source = (
         torch.ones(2, 8, dtype=torch.bool),
         torch.full((2,), 25.0),
-        SimpleNamespace(positions="causal"),
+        SimpleNamespace(positions="causal", compiled=False),
     )
     given = torch.randn(2, 128, 2, 2, 3), torch.rand(2), torch.randn(2, 8, 16), mask, rates
     predict(model, source, *given).sum().backward()  # type: ignore[arg-type]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from simpletuner.core.errors import UserError
 from simpletuner.models.ltxvideo.family import FAMILY
+from simpletuner.models.ltxvideo.transformer import without_padding
 
 CPU = torch.device("cpu")
 
@@ -57,15 +60,36 @@ def test_times_stay_float32_in_a_bf16_model(resolved):
     assert prediction.dtype == torch.float32
 
 
+def test_padding_behind_all_prompts_is_left_out(transformer, resolved):
+    source, given = resolved("0.9.5"), inputs()
+    whole, seen = captured(transformer, dataclasses.replace(source, compiled=True), **given)
+    assert seen["encoder_hidden_states"].shape[1] == seen["encoder_attention_mask"].shape[1] == 8  # one shape for all
+    short, seen = captured(transformer, source, **given)
+    assert seen["encoder_hidden_states"].shape[1] == 5
+    assert seen["encoder_attention_mask"] is None
+    torch.testing.assert_close(short, whole)
+    given["prompt_mask"] = torch.arange(8).expand(2, -1) < torch.tensor([[3], [6]])
+    short, seen = captured(transformer, source, **given)
+    assert torch.equal(seen["encoder_attention_mask"], given["prompt_mask"][:, :6])
+    torch.testing.assert_close(short, captured(transformer, dataclasses.replace(source, compiled=True), **given)[0])
+    given["prompt_mask"] = torch.zeros(2, 8, dtype=torch.bool)
+    assert captured(transformer, source, **given)[1]["encoder_hidden_states"].shape[1] == 8
+    on_device = torch.ones(2, 8, dtype=torch.bool, device="meta")  # whoever reads it raises
+    assert without_padding(given["prompt_embeds"], on_device)[1] is on_device
+
+
 def test_padding_does_not_reach_the_output_and_words_do(transformer, resolved):
     """Trap 28: the mask of the prompt is used, and not inverted."""
     source, given = resolved("0.9.5"), inputs()
-    reference = FAMILY.predict(transformer, source, **given)
-    for position, same in [(6, True), (2, False)]:
-        embeds = given["prompt_embeds"].clone()
-        embeds[:, position] += 1
-        changed = FAMILY.predict(transformer, source, **{**given, "prompt_embeds": embeds})
-        assert torch.equal(changed, reference) == same
+    given["prompt_mask"] = torch.arange(8).expand(2, -1) < torch.tensor([[3], [6]])
+    for compiled in (False, True):  # without the padding behind both, and with it
+        source = dataclasses.replace(source, compiled=compiled)
+        reference = FAMILY.predict(transformer, source, **given)
+        for position, same in [(7, [True, True]), (4, [True, False]), (2, [False, False])]:
+            embeds = given["prompt_embeds"].clone()
+            embeds[:, position] += 1
+            changed = FAMILY.predict(transformer, source, **{**given, "prompt_embeds": embeds})
+            assert [torch.equal(*pair) for pair in zip(changed, reference, strict=True)] == same
 
 
 def test_clips_of_a_batch_do_not_mix(transformer, resolved):

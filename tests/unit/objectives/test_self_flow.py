@@ -23,7 +23,7 @@ from simpletuner.objectives.flow_matching import FlowMatching
 from simpletuner.objectives.self_flow import SelfFlow
 from tests.unit.objectives.test_crepa import make_batch, make_transformer
 
-SOURCE: Any = type("Source", (), {"positions": "causal"})
+SOURCE: Any = type("Source", (), {"positions": "causal", "compiled": False})
 STUDENT, TEACHER = 1, 3
 
 
