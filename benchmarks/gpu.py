@@ -46,6 +46,7 @@ def step(name: str, limit: float = 45.0, **settings: Any) -> Part:
 
 PLAIN = {"gradient_checkpointing": False}
 STREAMED = {"gradient_checkpointing": True, "enable_group_offload": True, "group_offload_use_stream": True}
+CLIP = {"width": 768, "height": 512, "num_frames": 121}
 PARTS: tuple[Part, ...] = (
     Part("rate", "rate", 30),
     Part("tests marked gpu", "tests", 200),
@@ -67,7 +68,8 @@ PARTS: tuple[Part, ...] = (
         for tokens in (1296, 2688, 6144)
     ),
     step("2B, 2,688 tokens, streamed", 60, memory=STREAMED),
-    Part("encode 768x512, 121 frames", "encode", 60, {"width": 768, "height": 512, "num_frames": 121}),
+    Part("encode 768x512, 121 frames", "encode", 60, CLIP),
+    Part("encode 768x512, 121 frames, channels last", "encode", 40, {**CLIP, "channels_last": True, "seconds": 4.0}),
     step("13B, 2,688 tokens, 4-bit base, recomputed", 90, size="13B", precision="nf4-bnb"),
     step("13B, 2,688 tokens, 8-bit base, streamed", 120, size="13B", precision="int8-torchao", memory=STREAMED),
     Part("attention 2B, 6,144 tokens", "attention", 45, {"tokens": 6144, "heads": 32, "head_dim": 64}),
@@ -76,6 +78,7 @@ PARTS: tuple[Part, ...] = (
         step(f"2B, 2,688 tokens, {precision}, compiled", 120, precision=precision, memory=PLAIN, backend="inductor")
         for precision in ("int8dq-torchao", "fp8-native")
     ),
+    Part("encode 768x512, 121 frames, compiled", "encode", 120, {**CLIP, "compiled": True, "seconds": 4.0}),
 )  # fmt: skip
 
 

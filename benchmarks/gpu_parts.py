@@ -16,6 +16,7 @@ import torch
 from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
 from linear_formats import measure_formats
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from simpletuner.config.catalogs.attention import ATTENTION
 from simpletuner.config.sections.adapter import AdapterSection
@@ -117,11 +118,12 @@ def train(order: dict[str, Any]) -> dict[str, Any]:
         first = _timed(lambda: next(events), host.device)
         next(events)
         count, seconds = _measured(lambda: next(events), host.device, order.get("seconds", MEASURED_SECONDS))
+        kernels = _kernels(lambda: next(events), host.device, seconds)
     part = TrainedPart(
         kind=model_type, targets=tuple(getattr(trainable.adapter, "layers", ())), lora_rank=LORA_RANK, checkpointing=0.0
     )
     flops = cost.train_clip(order["tokens"], TEXT_TOKENS, part).total_flops
-    text = f"built in {built:.1f} s" + (f", {trainable.compilation.news()}" if trainable.compilation else "")
+    text = f"built in {built:.1f} s, {kernels}" + (f", {trainable.compilation.news()}" if trainable.compilation else "")
     return {
         **_rates(order, flops, seconds),
         "first_seconds": first,
@@ -162,7 +164,7 @@ def _batches(tokens: int, cost: ModelCost) -> BatchStream:
 
 
 def encode(order: dict[str, Any]) -> dict[str, Any]:
-    """The autoencoder of 0.9.5 over one clip."""
+    """The autoencoder of 0.9.5 over one clip; its weights may lie with channels last, and it may be compiled."""
     host = find_host()
     width, height, frames = order["width"], order["height"], order["num_frames"]
     with tempfile.TemporaryDirectory() as folder:
@@ -174,6 +176,10 @@ def encode(order: dict[str, Any]) -> dict[str, Any]:
             with host.device:
                 model = AutoencoderKLLTXVideo(**AUTOENCODERS["C"]).to(BF16).eval()
                 autoencoder = LTXAutoencoder(model, torch.zeros(128), torch.ones(128), 0.05, 0.025)
+        if order.get("channels_last"):
+            autoencoder.model.encoder.to(memory_format=torch.channels_last_3d)
+        if order.get("compiled"):
+            autoencoder._after_patches = torch.compile(autoencoder._after_patches)
         cost = cost_source("ltxvideo").find(settings)
         pixels = torch.randint(0, 256, (1, 3, frames, height, width), dtype=torch.uint8, device=host.device)
         first = _timed(lambda: autoencoder.encode(pixels), host.device)
@@ -253,6 +259,19 @@ def _measured(work: Callable[[], Any], device: torch.device, seconds: float) -> 
         count += 1
     _settle(device)
     return count, (time.perf_counter() - started) / count
+
+
+def _kernels(work: Callable[[], Any], device: torch.device, seconds: float) -> str:
+    """How many kernels it starts, and for how much of `seconds` they keep the device busy; operations on a CPU."""
+    activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
+    with profile(activities=[activity]) as watched:
+        work()
+        _settle(device)
+    rows = watched.key_averages()
+    if device.type != "cuda":
+        return f"{sum(row.count for row in rows if row.key.startswith('aten::')):,} operations and what they call"
+    busy = sum(row.self_device_time_total for row in rows) / 1e6
+    return f"{sum(row.count for row in rows):,} kernels and copies, busy {busy / seconds:.0%}"
 
 
 def _settle(device: torch.device) -> None:
