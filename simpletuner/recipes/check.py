@@ -39,7 +39,10 @@ ABOUT: Mapping[str, tuple[str, ...]] = {
     "peft_lora_target_modules": ("every name must match a linear layer of the transformer",),
     "lycoris_config": ("the file is opened and checked; its name patterns must match layers",),
     "webhook_config": ("the file is opened and checked; nothing is sent",),
-    "base_model_precision": ("nf4-bnb and int8-bnb do not work on Apple GPUs",),
+    "base_model_precision": (
+        "nf4-bnb and int8-bnb do not work on Apple GPUs",
+        "int8dq-torchao needs compute capability 8.0 of an NVIDIA card, fp8-native 8.9",
+    ),
     "text_encoder_1_precision": ("nf4-bnb and int8-bnb do not work on Apple GPUs",),
     "mixed_precision": ("fp8 needs a card that computes in it",),
     "train_batch_size": (

@@ -60,10 +60,12 @@ def tell_products(
         lambda: measure_products(precision, tokens, width, host.device),
         folder / RATES_FILE,
     )
-    emit(told_products(precision, own, widened, tokens, width))
+    emit(told_products(precision, own, widened, tokens, width, compiles=config.model.dynamo_backend == "inductor"))
 
 
-def told_products(precision: str, own: float, widened: float, tokens: int, width: int) -> Noticed:
+def told_products(
+    precision: str, own: float, widened: float, tokens: int, width: int, *, compiles: bool = False
+) -> Noticed:
     """What two measurements mean.
 
     Args:
@@ -71,11 +73,14 @@ def told_products(precision: str, own: float, widened: float, tokens: int, width
         own, widened: Time that its products take, and that widening its weights and multiplying in bfloat16 takes, as
             shares of the time of bfloat16's.
         tokens, width: What was measured.
+        compiles: Whether the run's blocks are compiled; what is measured is not, for that would take longer.
     """
     row = PRECISIONS[precision]
     told = f"products in {row.multiplies} take {own:.2f} of bfloat16's time here ({tokens:,} tokens x {width:,})"
     if own > widened + _NEAR:
         advice = f"base_model_precision {row.weight_only} keeps the weights as small and takes {widened:.2f}"
+        if compiles:
+            return Noticed("note", f"{told}; {advice}. Compiled blocks, as here, round and scale for much less")
         return Noticed("warning", f"{told}; {advice}")
     if own > 1 + _NEAR:
         return Noticed("note", f"{told}; only an unquantized base is faster (base_model_precision no_change)")

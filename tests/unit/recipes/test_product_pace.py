@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,11 +13,14 @@ import torch
 from simpletuner.config.sections.memory import MemorySection
 from simpletuner.config.sections.precision import PrecisionSection
 from simpletuner.config.sections.schedule import ScheduleSection
+from simpletuner.core.errors import UserError
 from simpletuner.data.sample import CropPlan, FramePlan, MediaInfo, Sample
 from simpletuner.models.ltxvideo.family import FAMILY
 from simpletuner.recipes.kernels import product_problems
+from simpletuner.recipes.model_in_use import use_model
 from simpletuner.recipes.pace import RATES_FILE
 from simpletuner.recipes.product_pace import largest_pass, tell_products, told_products
+from simpletuner.recipes.train import refuse_kernels
 from simpletuner.runtime.host import Host
 from tests.unit.recipes.test_forecast import run_of
 
@@ -70,7 +73,23 @@ def test_where_it_loses_the_faster_format_is_named(own: float, widened: float, s
     found = told_products("fp8-native", own, widened, 2688, 2048)
     assert found.severity == severity
     assert part in found.text
+    compiled = told_products("fp8-native", own, widened, 2688, 2048, compiles=True)
+    assert compiled.severity == "note"
+    assert ("Compiled blocks, as here" in compiled.text) == (severity == "warning")
     assert ("unquantized" in found.text or "fp8-torchao" in found.text) == (own > 1.03)
+
+
+def test_a_run_on_a_device_without_such_products_does_not_begin(tmp_path: Path) -> None:
+    config = run_of(tmp_path, precision=PrecisionSection(base_model_precision="fp8-native"))
+    refuse_kernels(config, HOST)  # a CPU computes the same numbers
+    apple = Host(torch.device("mps"), "Apple GPU", 10**9)
+    with pytest.raises(UserError, match="this machine has Apple GPU"):
+        refuse_kernels(config, apple)
+    with (
+        pytest.raises(UserError, match="Use fp8-torchao"),
+        use_model(FAMILY, cast("Any", None), config, (), apple),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(
