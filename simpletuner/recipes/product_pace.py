@@ -81,7 +81,7 @@ def told_products(
         advice = f"base_model_precision {row.weight_only} keeps the weights as small and takes {widened:.2f}"
         if compiles:
             return Noticed("note", f"{told}; {advice}. Compiled blocks, as here, round and scale for much less")
-        return Noticed("warning", f"{told}; {advice}")
+        return Noticed("warning", f"{told}; {advice}. With dynamo_backend inductor rounding and scaling cost much less")
     if own > 1 + _NEAR:
         return Noticed("note", f"{told}; only an unquantized base is faster (base_model_precision no_change)")
     return Noticed("note", told)

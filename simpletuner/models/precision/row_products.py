@@ -82,6 +82,7 @@ def round_rows(matrix: Tensor, dtype: torch.dtype, columns: Tensor | None = None
     Returns:
         (numbers [rows, width] in `dtype`, scales [rows, 1] float32).
     """
+    matrix = matrix.contiguous()  # the kernels want the numbers row by row, and rounding keeps the order of memory
     parts = list(_parts(matrix))
     if len(parts) == 1:
         return _round(matrix, dtype, columns)
@@ -127,9 +128,9 @@ def multiply_rows(
         return _scale(_multiply_whole(left, right), left_scales, right_scales, bias, out)
     if not on_cuda:
         return _multiply_wide(left, left_scales, right.float(), right_scales, bias, out)
-    ones = right_scales if right_scales is not None else torch.ones_like(right[0], dtype=torch.float32)
+    columns = torch.ones(right.shape[1], device=right.device) if right_scales is None else right_scales
     product = torch._scaled_mm(
-        left, right, left_scales, ones.unsqueeze(0), out_dtype=torch.bfloat16, use_fast_accum=False
+        left, right, left_scales, columns.unsqueeze(0), out_dtype=torch.bfloat16, use_fast_accum=False
     )
     return (product if bias is None else product + bias).to(out)
 

@@ -222,7 +222,7 @@ def test_a_format_without_gradient_is_refused(build: Callable[..., Trainable], s
         filter_fn=lambda module, name: isinstance(module, nn.Linear) and name.endswith("base_layer"),
     )  # fmt: skip
     with pytest.raises(UserError, match="no usable gradient reaches") as caught:
-        refuse_deaf_layers(trainable, FAMILY, source, "int8dq-torchao")
+        refuse_deaf_layers(trainable, FAMILY, source, "int8dq-int4-torchao")
     assert "would not be trained" in str(caught.value)
 
 

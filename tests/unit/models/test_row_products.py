@@ -54,6 +54,17 @@ def test_rows_are_rounded_to_the_nearest(kind: str, dtype: torch.dtype) -> None:
     assert all(torch.equal(one.float(), numbers[n : n + 1].float()) for n, (one, _) in enumerate(alone))
 
 
+@pytest.mark.parametrize("rows", [48, 8000])
+def test_numbers_lie_row_by_row_whatever_they_are_made_of(rows: int) -> None:
+    columnwise = draw(32, rows, dtype=torch.float32).t()
+    for matrix in (columnwise, columnwise.bfloat16(), torch.ones(1, 1).expand(rows, 32)):
+        numbers, scales = round_rows(matrix, torch.int8)
+        assert numbers.is_contiguous()
+        assert scales.is_contiguous()
+        same, _ = round_rows(matrix.clone(memory_format=torch.contiguous_format), torch.int8)
+        assert torch.equal(numbers, same)
+
+
 def test_halves_go_to_the_even_number() -> None:
     numbers, scales = round_rows(torch.tensor([[127.0, 0.5, 1.5, -2.5, 3.49]]), torch.int8)
     assert numbers.tolist() == [[127, 0, 2, -2, 3]]

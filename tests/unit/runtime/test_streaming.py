@@ -22,7 +22,12 @@ from simpletuner.runtime.streaming import GROUPS_ON_DEVICE, BlockStreamer, move_
 
 CPU = torch.device("cpu")
 PACKAGES = {"": "torch", "quanto": "optimum.quanto", "torchao": "torchao", "bnb": "bitsandbytes"}
-QUANTIZED = [name for name in PRECISIONS if PRECISIONS[name].target and name != "int4-quanto"]
+SLOW = ("fp8wo-torchao", "fp8-native")  # another name, and float32 on a CPU
+QUANTIZED = [
+    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+    for name in PRECISIONS
+    if PRECISIONS[name].target and name != "int4-quanto"
+]
 
 
 def save(path: Path, stored: Tensor) -> None:
