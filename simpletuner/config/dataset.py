@@ -213,8 +213,9 @@ class ClipDataset(PlaceKeys, CaptionKeys):
         planned="separate stores for encoded clips",
     )  # fmt: skip
     is_regularisation_data: bool = option(
-        False, "Train towards the base model's own prediction.", "以基础模型自身的预测为目标。", level="advanced",
-        aliases=("is_regularization_data",), planned="prior data sets",
+        False, "Prior data: the base model's own answer is the target, so the adapter leaves such clips alone.",
+        "先验数据：以基础模型自身的预测为目标，使适配器不改变此类片段。", level="advanced",
+        aliases=("is_regularization_data",),
     )  # fmt: skip
     disable_validation: bool = option(False, "Leave this set out of validation.",
                                       "验证时不使用此数据集。", level="expert",

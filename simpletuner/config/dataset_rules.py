@@ -14,6 +14,7 @@ from simpletuner.config.dataset_stores import check_stores
 from simpletuner.config.draft import Draft
 from simpletuner.config.evaluation_rules import check_evaluation
 from simpletuner.config.i2v_rules import check_i2v
+from simpletuner.config.prior_rules import check_prior
 from simpletuner.config.sections.guidance import feature_source_of
 from simpletuner.config.values import show
 from simpletuner.core.errors import Problem, Severity
@@ -37,7 +38,7 @@ HARMLESS = frozenset({
 # Keys about how a set is drawn for training.
 ABOUT_DRAWING = (
     "repeats", "probability", "train_batch_size", "disable_bucket_pruning", "start_epoch", "start_step", "end_epoch",
-    "end_step", "vae_cache_clear_each_epoch",
+    "end_step", "vae_cache_clear_each_epoch", "is_regularisation_data",
 )  # fmt: skip
 
 
@@ -65,6 +66,7 @@ def check_datasets(file: DatasetFile, draft: Draft, name: str) -> list[Problem]:
     problems.extend(_overridden(file, draft))
     problems.extend(_moving_features(file, draft))
     problems.extend(check_i2v(file, draft))
+    problems.extend(check_prior(file, draft))
     problems.extend(check_evaluation(file, draft))
     trained = [dataset for dataset in file.datasets if not dataset.is_evaluation]
     if trained and not file.broken and all(dataset.start_epoch > 1 or dataset.start_step > 1 for dataset in trained):

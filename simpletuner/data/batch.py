@@ -31,6 +31,7 @@ class Batch:
         ends_step: Whether the optimizer steps after this batch.
         epoch: Epoch the batch belongs to, from 1.
         is_i2v: Whether each sample may be given its first frame; empty means none.
+        is_prior: Whether each sample's target is the base model's own answer; empty means none.
         features: [B, F, h, w, E] float32, a teacher's features of each latent frame on the grid of the latents, or
             [B, F, 1, 1, E] one per frame; None where no objective asks for them.
         noise: [B, C, F, H, W] float32, what the objective mixes in, drawn ahead; None where it draws by itself.
@@ -48,6 +49,7 @@ class Batch:
     ends_step: bool
     epoch: int
     is_i2v: tuple[bool, ...] = ()
+    is_prior: tuple[bool, ...] = ()
     features: Tensor | None = None
     noise: Tensor | None = None
 
@@ -84,6 +86,7 @@ class Batch:
             captions=self.captions[rows],
             share=self.share * len(numbers) / len(self.sample_numbers),
             is_i2v=self.is_i2v[rows],
+            is_prior=self.is_prior[rows],
             features=None if self.features is None else self.features[rows],
             noise=None if self.noise is None else self.noise[rows],
         )

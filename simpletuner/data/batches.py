@@ -259,6 +259,7 @@ class BatchStream:
             ends_step=ends_step,
             epoch=epoch,
             is_i2v=tuple(sample.is_i2v for sample in samples),
+            is_prior=tuple(sample.is_prior for sample in samples),
             features=self._features_of(samples),
             noise=None if self._draw_noise is None else self._draw_noise(latents.shape[1:], numbers),
         )

@@ -181,6 +181,7 @@ class _Planner:
                 repeats=1 if dataset.is_evaluation else dataset.repeats + 1,
                 part=part,
                 is_i2v=dataset.trains_i2v,
+                is_prior=dataset.is_regularisation_data and not dataset.is_evaluation,
                 freedom=_freedom(dataset, info, windows.ranges[part]) if dataset.is_redrawn else None,
             )
             for part, (frames, crop) in enumerate(zip(windows.plans, crops, strict=True))

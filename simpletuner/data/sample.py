@@ -174,6 +174,7 @@ class Sample:
         repeats: Times the sample is used per epoch, at least 1.
         part: Which of the excerpts of one file this is, from 0.
         is_i2v: Whether training may give the model its first frame.
+        is_prior: Whether the target is the base model's own answer.
         freedom: Where else it may lie, drawn anew in each epoch; None if it stays.
     """
 
@@ -186,6 +187,7 @@ class Sample:
     repeats: int
     part: int = 0
     is_i2v: bool = False
+    is_prior: bool = False
     freedom: Freedom | None = None
 
     @property

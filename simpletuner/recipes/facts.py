@@ -30,7 +30,15 @@ def run_facts(config: RunConfig, plan: RunPlan) -> dict[str, Any]:
         **(config.crepa.model_dump(mode="json") if config.crepa.crepa_enabled else {}),
         **(config.rollout.model_dump(mode="json") if config.rollout.scheduled_sampling_max_step_offset else {}),
         "temporal_difference_weight": config.auxiliary.temporal_difference_weight,
+        "is_regularisation_data": prior_sets(config),
     }
+
+
+def prior_sets(config: RunConfig) -> list[str]:
+    """Ids of the sets of prior data."""
+    return sorted(
+        dataset.id for dataset in config.datasets if dataset.is_regularisation_data and not dataset.is_evaluation
+    )
 
 
 def early_facts(config: RunConfig, plan: RunPlan) -> dict[str, Any]:

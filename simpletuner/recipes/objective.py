@@ -11,6 +11,7 @@ from simpletuner.data.batch import Batch
 from simpletuner.objectives.auxiliary import Surroundings
 from simpletuner.objectives.combined import CombinedObjective, build_further
 from simpletuner.objectives.flow_matching import FlowMatching
+from simpletuner.objectives.prior import PriorPreservation
 from simpletuner.recipes.plan import RunPlan
 from simpletuner.recipes.teaching import Teaching
 from simpletuner.runtime.seeds import stream_seed
@@ -51,6 +52,8 @@ def build_objective(
             measured=trainable.adapter.measured,
         )
     )
+    if any(sample.is_prior for sample in plan.samples):
+        further["prior"] = PriorPreservation(trainable.plain_weights)
     if not further:
         return flow, None
     modules = {name: one.companion for name, one in further.items() if one.companion is not None}

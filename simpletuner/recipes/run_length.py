@@ -36,6 +36,7 @@ class BucketLine:
         tokens: Latent cells of one sample.
         batches: Batches per epoch.
         batch_size: Most samples in one batch.
+        prior_draws: Draws of prior data, for each of which the base model answers too.
     """
 
     bucket: BucketKey
@@ -46,6 +47,7 @@ class BucketLine:
     tokens: int
     batches: int
     batch_size: int
+    prior_draws: int = 0
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,7 @@ def plan_data(config: RunConfig, survey: Survey) -> DataPlan:
                 tokens=math.prod(shape[1:]),
                 batches=math.ceil(draws / group.capacity),
                 batch_size=group.capacity,
+                prior_draws=draws_per_epoch([sample for sample in group.members if sample.is_prior]),
             )
         )
     pruned = pruned_samples(survey.found, survey.samples)

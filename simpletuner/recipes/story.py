@@ -125,6 +125,8 @@ def _methods(config: RunConfig, state: TrainState, samples: tuple[Sample, ...]) 
     if given and config.flow.ltx_i2v_prob:
         share = f"{config.flow.ltx_i2v_prob:.0%}"
         lines.append(("image-to-video", f"{given} samples are given their first frame in {share} of their draws"))
+    if prior := sum(sample.is_prior for sample in samples):
+        lines.append(("prior data", f"{prior} samples are trained towards the base model's own answer"))
     return tuple(lines)
 
 

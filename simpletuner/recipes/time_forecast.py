@@ -123,7 +123,7 @@ class _Clock:
             passes = math.ceil(line.draws / line.batches / each)
             work = clip.times(line.draws / line.batches, launches=passes)
             again = task.cost.forward(line.tokens, task.text_tokens).times(line.draws / line.batches, launches=passes)
-            work += again.times(task.config.rollout.extra_forwards)
+            work += again.times(task.config.rollout.extra_forwards + line.prior_draws / line.draws)
             seconds = self._seconds(work, card, task.trained.weight_bytes)
             # Streamed blocks come forward, and again going backward.
             epoch += line.batches * task.streaming.seconds(seconds, 2 * passes, card)

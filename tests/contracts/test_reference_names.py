@@ -99,7 +99,7 @@ NAMES = {
         nextlat_enabled nextlat_block_index nextlat_weight nextlat_state_loss nextlat_kl_weight xm_enabled
         xm_candidate_count xm_training_target xm_selection_scope xm_block_size tread_config
         diffusion_blocks_config twinflow_enabled twinflow_target_step_count distillation_method
-        distillation_config slider_strength is_regularisation_data
+        distillation_config slider_strength
     """,
     "average": """
         use_ema ema_decay ema_update_interval ema_warmup_steps ema_device ema_foreach_disable ema_validation
@@ -141,7 +141,7 @@ NAMES = {
         id type dataset_type disabled instance_data_dir cache_dir_vae cache_dir default write_batch_size crop
         resolution resolution_type minimum_image_size maximum_image_size target_downsample_size caption_strategy
         metadata_backend repeats probability video.num_frames video.min_frames video.max_frames video.is_i2v
-        video.bucket_strategy video.frame_interval
+        video.bucket_strategy video.frame_interval is_regularisation_data
     """,
 }  # fmt: skip
 

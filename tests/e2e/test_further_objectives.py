@@ -65,3 +65,17 @@ def test_what_does_not_fit_is_said_before_anything_is_encoded(
     assert main(["check", "--config", str(project.config), "crepa_enabled=true", f"crepa_encoder={encoder}",
                  "crepa_block_index=77"]) == 2  # fmt: skip
     assert "crepa_block_index = 77, but" in capsys.readouterr().out.replace("\n", " ")
+
+
+@pytest.mark.slow
+def test_prior_data_beside_the_clips(project: Project) -> None:
+    plain = train(project, "plain", max_train_steps=4)
+    assert "regularisation_loss" not in plain[0]
+    clips, *rest = json.loads(project.datasets.read_text())
+    prior = {**clips, "id": "prior", "is_regularisation_data": True, "cache_dir_vae": str(project.folder / "prior")}
+    project.datasets.write_text(json.dumps([clips, prior, *rest]))
+    told = train(project, "prior", max_train_steps=4, train_batch_size=4)
+    assert all(0 <= terms["regularisation_loss"] < terms["loss"] for terms in told)
+    assert any(terms["regularisation_loss"] > 0 for terms in told[1:])
+    again = train(project, "again", max_train_steps=4, train_batch_size=4)
+    assert again == told

@@ -26,7 +26,9 @@ from simpletuner.data.batches import BatchStream
 from simpletuner.data.sample import CropPlan, FramePlan, MediaInfo, Sample
 from simpletuner.models.ltxvideo.lora_names import find_layer
 from simpletuner.models.ltxvideo.weights import to_original
+from simpletuner.objectives.combined import CombinedObjective
 from simpletuner.objectives.flow_matching import FlowMatching
+from simpletuner.objectives.prior import PriorPreservation
 from simpletuner.runtime.random import draw_normal
 from simpletuner.training.build import build_trainable
 from simpletuner.training.readout import PendingStep, StepNumbers
@@ -127,7 +129,8 @@ def make_small_run(
     dropout: float = 0.0, checkpointing: bool = False, total_steps: int = 20, seed: int = 7, prefetch: int = 0,
     flow: FlowSection | None = None, average: AverageSection | None = None, lycoris: LycorisFile | None = None,
     model: str = "tiny", device: str = "cpu", adapter: AdapterSection | None = None, full: bool = False,
-    updates: dict[str, Any] | None = None, gradient_precision: Any = None, keeps_gradients: bool = False,
+    prior: Collection[int] = (), updates: dict[str, Any] | None = None, gradient_precision: Any = None,
+    keeps_gradients: bool = False,
     **schedule: Any,
 ) -> SmallRun:  # fmt: skip
     settings = {"learning_rate": 1e-2, "lr_scheduler": "linear", "lr_warmup_steps": 3, **schedule}
@@ -143,13 +146,16 @@ def make_small_run(
         average=average or AverageSection(),
     )
     family: Any = TinyFamily()
+    drawn = [replace(sample, is_prior=number in prior) for number, sample in enumerate(write_samples(samples))]
     stream = BatchStream(
-        write_samples(samples), read_latents, read_prompt, BatchRules(batch_size, accumulation),
-        seed=seed, caption_dropout=0.2, prefetch=prefetch,
+        drawn, read_latents, read_prompt, BatchRules(batch_size, accumulation), seed=seed, caption_dropout=0.2,
+        prefetch=prefetch,
     )  # fmt: skip
     trainable = build_trainable(family, None, config, torch.device(device))  # type: ignore[arg-type]
     state = TrainState.begin(trainable, stream, config, total_steps)
-    objective = FlowMatching(family, None, flow or FlowSection(), seed)  # type: ignore[arg-type]
+    objective: Any = FlowMatching(family, None, flow or FlowSection(), seed)  # type: ignore[arg-type]
+    if prior:
+        objective = CombinedObjective(objective, [PriorPreservation(trainable.plain_weights)], "transformer_blocks")
     facts = {
         "model": model,
         "release": "tiny",
