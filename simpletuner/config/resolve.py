@@ -251,8 +251,13 @@ def _missing_file(option: str, text: str, sources: Sources, working_folder: Path
     names = ", ".join(display_name(file, working_folder) for file in near[:6])
     home = next((folder for folder in sources.folder.parents if (folder / text).is_file()), None)
     fix = f"Run the command in {home}, where this path leads to a file" if home else advise_on_path(text, folders)
+    is_folder = looked[0].is_dir()
+    inside = sorted(looked[0].glob(pattern)) if is_folder else []
+    inside = [file for file in inside if file.name.startswith("pytorch_lora")] or inside
+    if inside:
+        fix = f"Name the file in it: {', '.join(display_name(file, working_folder) for file in inside[:6])}"
     return Problem(
-        f"{option} = {show(text)}: there is no such file",
+        f"{option} = {show(text)}: {'this is a folder' if is_folder else 'there is no such file'}",
         f"Looked at {' and '.join(dict.fromkeys(display_name(path, working_folder) for path in looked))}",
         fix or (f"Files near by: {names}" if names else "Write the file, or correct the path"),
         where,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,13 +179,14 @@ def _survey(config: RunConfig, emit: Callable[[Event], None]) -> tuple[Survey | 
 
 
 def _continuing(config: RunConfig, survey: Survey | None, draft: Draft) -> list[Problem]:
-    """Why the run cannot go on from the checkpoints in its folder."""
-    if not any(Path(config.checkpoint.output_dir).glob("checkpoint-*")):
+    """Why the run cannot go on from the checkpoints in its folder, or begin with the adapter that is named."""
+    if not config.adapter.init_lora and not any(Path(config.checkpoint.output_dir).glob("checkpoint-*")):
         return []
     # Imported here, for it needs NumPy.
-    from simpletuner.recipes.continuing import examine_continuing
+    from simpletuner.recipes.continuing import examine_continuing, examine_start
 
-    return examine_continuing(config, survey, draft)
+    started = [replace(problem, where=draft.place("init_lora")) for problem in examine_start(config)]
+    return [*started, *examine_continuing(config, survey, draft)]
 
 
 # The machine ------------------------------------------------------------------------------------

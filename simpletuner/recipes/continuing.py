@@ -19,10 +19,12 @@ from simpletuner.core.errors import Problem, UserError
 from simpletuner.data.draw_table import tabulate
 from simpletuner.data.position import identify
 from simpletuner.data.sample import Sample
+from simpletuner.models.adapters.weights_file import read_weights_file
 from simpletuner.recipes.survey import Survey, batch_rules
 from simpletuner.training.identity import STATE_NAME, find_changes
 from simpletuner.training.manifest import is_complete
 
+_KINDS = {"lora": "LoRA", "lycoris": "LyCORIS adapter", "whole": "whole transformer"}
 _CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 
 
@@ -83,6 +85,50 @@ def examine_continuing(config: RunConfig, survey: Survey | None, draft: Draft) -
         except UserError as error:
             found += (replace(problem, where=draft.place("data_backend_config")) for problem in error.problems)
     return found
+
+
+def examine_start(config: RunConfig) -> list[Problem]:
+    """Why the run cannot begin with the adapter of `init_lora`, as far as the header of its file tells."""
+    settings = config.adapter
+    if not settings.init_lora or config.model.model_type == "full" or _starts_later(config):
+        return []
+    try:
+        file = read_weights_file(Path(settings.init_lora))
+    except UserError as error:
+        return list(error.problems)
+    kind = "lycoris" if settings.lora_type == "lycoris" else "lora"
+    if file.kind != kind:
+        return [
+            Problem(
+                f"init_lora is a {_KINDS[file.kind]}; this run trains a {_KINDS[kind]}",
+                "An adapter goes on only as what it is",
+                "Name another file, or set lora_type as in the run it is from",
+            )
+        ]
+    found = []
+    others = sorted(file.ranks - {settings.lora_rank})
+    if others:
+        found.append(
+            Problem(
+                f"init_lora has rank {', '.join(map(str, others))}; this run has lora_rank {settings.lora_rank}",
+                "A LoRA goes on only at its own rank",
+                f"Set lora_rank to {others[0]}",
+            )
+        )
+    if kind == "lora" and file.uses_dora != settings.use_dora:
+        found.append(
+            Problem(
+                f"init_lora is {'a' if file.uses_dora else 'no'} DoRA; this run has use_dora {settings.use_dora}",
+                "The two act differently",
+                f"Set use_dora to {str(file.uses_dora).lower()}",
+            )
+        )
+    return found
+
+
+def _starts_later(config: RunConfig) -> bool:
+    """Whether a checkpoint is there to go on from, which goes before `init_lora`."""
+    return _newest(Path(config.checkpoint.output_dir), config.checkpoint.resume_from_checkpoint) is not None
 
 
 def _newest(folder: Path, request: str | None) -> Path | None:

@@ -24,7 +24,7 @@ from simpletuner.events.types import (
 from simpletuner.models.adapters.weights_file import BEST_FOLDER
 from simpletuner.recipes.bad_files import keep_damaged
 from simpletuner.recipes.beginning import begin_training
-from simpletuner.recipes.continuing import refuse_other_data
+from simpletuner.recipes.continuing import examine_start, refuse_other_data
 from simpletuner.recipes.encode import AutoencoderShelf, fill_caches
 from simpletuner.recipes.facts import early_facts, run_facts
 from simpletuner.recipes.first_frames import with_first_frames
@@ -129,6 +129,8 @@ def open_plan(config: RunConfig, host: Host, run: Run) -> tuple[RunConfig, RunPl
         if config.checkpoint.delete_invalid_checkpoints and config.checkpoint.resume_from_checkpoint == "latest":
             for path in delete_broken(run.folder, plan.checkpoint):
                 run.emit(Noticed("warning", f"'{path}' was damaged and is deleted (delete_invalid_checkpoints)"))
+    elif problems := examine_start(config):
+        raise UserError.of(problems)
     tell_plan(config, plan, host, run.emit)
     return config, plan
 

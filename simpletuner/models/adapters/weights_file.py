@@ -38,6 +38,7 @@ class WeightsFile:
         uses_dora: Whether a LoRA also sets the lengths of the weights' rows.
         lycoris: The LyCORIS settings of the file; None for other kinds.
         metadata: Texts in the file's header.
+        ranks: Ranks of a LoRA's layers; empty for other kinds.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class WeightsFile:
     uses_dora: bool = False
     lycoris: LycorisFile | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    ranks: frozenset[int] = frozenset()
 
     @property
     def replaces_weights(self) -> bool:
@@ -112,7 +114,8 @@ def read_weights_file(place: Path, strength: float = 1.0) -> WeightsFile:
         return WeightsFile(path, "lycoris", strength, lycoris=_lycoris(path, metadata), metadata=metadata)
     if any(part in name for name in tensors for part in _LORA_PARTS):
         uses_dora = any(part in name for name in tensors for part in _DORA_PARTS)
-        return WeightsFile(path, "lora", strength, uses_dora=uses_dora, metadata=metadata)
+        ranks = {facts.shape[0] for name, facts in tensors.items() if facts.shape and _is_down(name)}
+        return WeightsFile(path, "lora", strength, uses_dora=uses_dora, metadata=metadata, ranks=frozenset(ranks))
     if any(name.endswith("transformer_blocks.0.attn1.to_q.weight") for name in tensors):
         return _whole(path, strength, metadata)
     raise UserError(
@@ -122,6 +125,10 @@ def read_weights_file(place: Path, strength: float = 1.0) -> WeightsFile:
         if not any(name.startswith("lycoris_") for name in tensors)
         else "It is a LyCORIS file without its settings; use one whose metadata holds `lycoris_config`",
     )
+
+
+def _is_down(name: str) -> bool:
+    return ".lora_A." in name or ".lora_down." in name
 
 
 def check_together(files: Sequence[WeightsFile]) -> Iterator[Problem]:

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from huggingface_hub import constants
+from safetensors.numpy import save_file
 
 from simpletuner.config.resolve import examine
 from simpletuner.core.errors import Severity
@@ -253,6 +255,18 @@ def test_a_run_that_cannot_go_on_is_told(bench: Bench) -> None:
     assert "changed since the checkpoint: the data set (files" in told
     assert "clips per batch" not in told  # other data have other batches as a matter of course
     assert bench.told(Severity.ERROR, output_dir=str(output), resume_from_checkpoint="none", with_data=False) == []
+
+
+def test_an_adapter_to_start_from_is_looked_into(bench: Bench) -> None:
+    file = bench.folder / "weights" / "pytorch_lora_weights.safetensors"
+    file.parent.mkdir()
+    names = [f"transformer.transformer_blocks.0.attn1.to_q.lora_{part}.weight" for part in "AB"]
+    save_file({names[0]: np.zeros((8, 4), np.float32), names[1]: np.zeros((4, 8), np.float32)}, file)
+    assert holds(bench.told(Severity.ERROR, with_data=False, init_lora=str(file)), "init_lora has rank 8; this run has")
+    assert bench.told(Severity.ERROR, with_data=False, init_lora=str(file), lora_rank=8) == []
+    texts = bench.told(Severity.ERROR, with_data=False, init_lora=str(file.parent), lora_rank=8)
+    assert holds(texts, "this is a folder")
+    assert holds(texts, "Name the file in it: weights/pytorch_lora_weights.safetensors")
 
 
 # The Hub ----------------------------------------------------------------------------------------
