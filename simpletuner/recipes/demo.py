@@ -19,8 +19,8 @@ from simpletuner.recipes.train import train_from_config
 
 MODEL = Path(__file__).resolve().parents[1] / "demo_model"
 ADVICE = (
-    "Open the report in a browser. Next, your own clips: `simpletuner examples copy quickstart --dest config/mine`, "
-    "edit the two files, `simpletuner check --env mine`, `simpletuner train --env mine`."
+    "Open the report in a browser. Next, your own clips: `simpletuner configure` asks for their folder and writes a "
+    "configuration, `simpletuner train` trains it."
 )
 WIDTH, HEIGHT, FRAMES, RATE = 128, 96, 17, 16.0
 CLIPS, HELD_OUT_CLIPS = 24, 6

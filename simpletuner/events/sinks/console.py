@@ -51,6 +51,7 @@ _LINE_PAUSE_SECONDS = 1.0
 _LINE_INTERVAL_SECONDS = 60.0
 _LOSS_WINDOW = 20  # steps in the means of the summary
 _SEVERITY_STYLES = {"note": "dim", "warning": "yellow", "error": "bold red"}
+_TOLD_BY_THEIR_RESULT = ("evaluation",)  # a loss or a table follows, which tells more than the end of the stage
 _OUTCOMES = {
     "finished": ("Finished", "bold green"),
     "stopped": ("Stopped", "bold yellow"),
@@ -108,6 +109,8 @@ class ConsoleSink:
 
     def _finish_stage(self, event: StageFinished) -> None:
         self._display.finish(event.stage)
+        if event.stage in _TOLD_BY_THEIR_RESULT:
+            return
         started = self._labels.get(event.stage)
         label, unit = (started.label, started.unit) if started else (event.stage, "items")
         told = f"{label}: {event.done} {unit} in {told_duration(event.seconds)}"

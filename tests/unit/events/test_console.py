@@ -15,6 +15,7 @@ from simpletuner.events.sinks.console import ConsoleSink
 from simpletuner.events.types import (
     CheckpointSaved,
     Event,
+    LossEvaluated,
     Noticed,
     PaceMeasured,
     RunFinished,
@@ -171,6 +172,12 @@ def test_a_slow_stage_says_a_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> N
         now[0] += 10
         sink.receive(step(number), number)
     assert len(out.getvalue().splitlines()) == 5
+
+
+def test_a_measurement_is_one_line() -> None:
+    measured = LossEvaluated(5, "adapter", 0.5, {"a": 0.5}, (0.5,), {"a": (0.5,)}, 4, 0.2, "x", decides=False)
+    events = [StageStarted("evaluation", "Measuring", 4, "passes"), StageFinished("evaluation", 4, 0.2), measured]
+    assert tell(events, terminal=False) == "Loss on clips set apart (step 5): 0.5000 (0.2 s)\n"
 
 
 def test_stages_without_work_and_unknown_stages_do_no_harm() -> None:
