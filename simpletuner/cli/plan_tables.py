@@ -27,6 +27,8 @@ from simpletuner.recipes.memory_plan import MemoryPlan
 from simpletuner.recipes.time_forecast import told_seconds
 
 DASH = "–"
+WRAPPED_CELLS, NARROWEST_CELLS = 24, 16  # texts above the first width may be wrapped, to the second at least
+COLUMN_GAP = 2
 VERDICTS = {"fits": "green", "tight": "yellow", "too large": "red"}
 
 
@@ -246,12 +248,28 @@ def _table(
         for line in _aligned([names, *rows], numbers):
             console.print(Text(line), soft_wrap=True)
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    for number, name in enumerate(names):
-        table.add_column(Text(name), justify="right" if number in numbers else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell, VERDICTS.get(cell, "")) for cell in row))
-    console.print(table)
+    widths = [max(cell_len(row[number]) for row in [names, *rows]) for number in range(len(names))]
+    for part in _parts(widths, console.width):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        for number in part:
+            side: Literal[left, right] = "right" if number in numbers else "left"
+            wraps = number > 0 and widths[number] > WRAPPED_CELLS
+            table.add_column(Text(names[number]), justify=side, overflow="fold", no_wrap=not wraps)
+        for row in rows:
+            table.add_row(*(Text(row[number], VERDICTS.get(row[number], "")) for number in part))
+        console.print(table)
+
+
+def _parts(widths: Sequence[int], room: int) -> list[list[int]]:
+    """The columns of a table in parts that fit `room` cells, the first column in each; wide texts may be wrapped."""
+    needed = [NARROWEST_CELLS if number > 0 and width > WRAPPED_CELLS else width for number, width in enumerate(widths)]
+    parts = [[0]]
+    for number in range(1, len(widths)):
+        together = sum(needed[one] + COLUMN_GAP for one in (*parts[-1], number)) + COLUMN_GAP
+        if together > room and len(parts[-1]) > 1:
+            parts.append([0])
+        parts[-1].append(number)
+    return parts
 
 
 def _aligned(rows: Sequence[Sequence[str]], numbers: Sequence[int]) -> Iterator[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from simpletuner.cli import plan, train
+from simpletuner.cli import plan, plan_tables, train
 from simpletuner.config.table import option_table
 from simpletuner.core.errors import UserError
 
@@ -135,3 +137,18 @@ def test_nothing_to_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan.run(["--help"]) == 0
     assert "--card" in capsys.readouterr().out
+
+
+def test_tables_fit_the_terminal_without_a_broken_figure() -> None:
+    names = ("bucket", "files", "latents", "draws", "of up to", "remark")
+    rows = [("128x64@25", "4,000", "128×4×2×4", "31", "1", "a remark that is much longer than any figure here")]
+    for width in (40, 60, 80, 200):
+        out = io.StringIO()
+        console = Console(file=out, force_terminal=True, width=width, color_system=None, highlight=False)
+        plan_tables._table(console, names, rows, numbers=range(1, 5))
+        lines = out.getvalue().splitlines()
+        assert max(map(len, lines)) <= width
+        for cell in (*names, *rows[0][:5]):
+            assert any(cell in line for line in lines), (width, cell)
+        headings = sum("bucket" in line for line in lines)  # the first column stands in each part
+        assert headings == {40: 3, 60: 2, 80: 1, 200: 1}[width], out.getvalue()
