@@ -6,7 +6,7 @@ Words and layout only; every number comes from `recipes/forecast.py`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from rich import box
 from rich.cells import cell_len
