@@ -252,7 +252,7 @@ def _table(
     for part in _parts(widths, console.width):
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         for number in part:
-            side: Literal[left, right] = "right" if number in numbers else "left"
+            side: Literal["left", "right"] = "right" if number in numbers else "left"
             wraps = number > 0 and widths[number] > WRAPPED_CELLS
             table.add_column(Text(names[number]), justify=side, overflow="fold", no_wrap=not wraps)
         for row in rows:
