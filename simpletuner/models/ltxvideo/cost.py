@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simpletuner.config.catalogs.precisions import stored_bytes
+from simpletuner.config.catalogs.precisions import PRECISIONS, stored_bytes
 from simpletuner.config.sections.model import ModelSection
 from simpletuner.core.errors import Problem, UserError
 from simpletuner.models.cost import Operations, TrainedPart
@@ -46,6 +46,10 @@ _FORWARD_PASSES, _BACKWARD_PASSES = 20.0, 30.0
 # Kernels an eager block starts, and what an unfused adapter adds per layer (ibid., estimated).
 _BLOCK_LAUNCHES, _ADAPTER_LAUNCHES, _END_LAUNCHES = 80.0, 6.0, 60.0
 _TEXT_LAYER_LAUNCHES = 30.0
+# What a product in 8 bits starts beside itself when it is not compiled: rounding rows, putting the scales to the sums.
+_ROUNDING_LAUNCHES = {"int8": 13.0, "fp8": 10.0}
+# Bytes of that per input and per output of a row, each tensor read and written once.
+_ROUNDING_BYTES = {"int8": (3.0, 6.0), "fp8": (3.0, 0.0)}
 
 # Bytes that the backward pass keeps of an uncompiled block, per token and unit of width, counted with
 # PyTorch's saved-tensor hooks on our blocks. Key: what is trained, bytes per value of the model, bytes
@@ -177,7 +181,8 @@ class LTXCost:
         again = share * (flops.linears + flops.text + adapter)
         forward_launches = self.forward(tokens, text_tokens).launches + _ADAPTER_LAUNCHES * len(trained.targets)
         passes = _FORWARD_PASSES * (1 + share) + _BACKWARD_PASSES
-        return Operations(
+        rounding = self._rounding(tokens, text_tokens, trained).times(2 + share)
+        return rounding + Operations(
             matrix_flops=matrix + again,
             attention_flops=attention * (1 + trained.attention_backward + (0 if trained.keeps_attention else share)),
             traffic_bytes=passes * self.shape.layers * tokens * self.shape.width * trained.weight_bytes,
@@ -223,6 +228,22 @@ class LTXCost:
             attention_flops=4.0 * inner * t["num_layers"] * text_tokens**2,
             traffic_bytes=_FORWARD_PASSES * t["num_layers"] * text_tokens * t["d_model"] * 2,
             launches=t["num_layers"] * _TEXT_LAYER_LAUNCHES,
+        )
+
+    def _rounding(self, tokens: int, text_tokens: int, trained: TrainedPart) -> Operations:
+        """What products in 8 bits do beside multiplying, in one direction. The products themselves count as bfloat16's:
+        what a card gains by them is measured at the start of a run and never promised."""
+        kind = PRECISIONS[trained.stored].multiplies if trained.stored in PRECISIONS else ""
+        if not kind:
+            return Operations()
+        read, written = _ROUNDING_BYTES[kind]
+        layers = {name: shape for name, shape in self.linear_layers.items() if name.startswith("transformer_blocks.")}
+        return Operations(
+            traffic_bytes=sum(
+                _rows(name, tokens, text_tokens) * (read * inputs + written * outputs)
+                for name, (inputs, outputs) in layers.items()
+            ),
+            launches=0.0 if trained.fused else _ROUNDING_LAUNCHES[kind] * len(layers),
         )
 
     def _adapter_flops(self, tokens: int, text_tokens: int, trained: TrainedPart) -> float:

@@ -96,9 +96,9 @@ def round_rows(matrix: Tensor, dtype: torch.dtype, columns: Tensor | None = None
 def _round(matrix: Tensor, dtype: torch.dtype, columns: Tensor | None) -> tuple[Tensor, Tensor]:
     values = matrix.float() if columns is None else matrix.float() * columns
     peaks = values.abs().amax(dim=-1, keepdim=True).clamp_min(_LEAST)
-    largest = LARGEST[dtype]
-    scaled = values * (largest / peaks)
-    return (scaled.round_() if dtype == torch.int8 else scaled).to(dtype), peaks / largest
+    scales = peaks / LARGEST[dtype]
+    scaled = values / scales
+    return (scaled.round_() if dtype == torch.int8 else scaled).to(dtype), scales
 
 
 def multiply_rows(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
 from peft import LoraConfig
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import T5Config, T5EncoderModel
 
@@ -22,6 +25,7 @@ from simpletuner.models.ltxvideo.attention import choose_attention
 from simpletuner.models.ltxvideo.cost import COST, LTXCost
 from simpletuner.models.ltxvideo.frame_times import accept_frame_times
 from simpletuner.models.ltxvideo.transformer import adapter_targets
+from simpletuner.models.precision.row_scales import RowScales
 from simpletuner.runtime.meter import LiveTensors
 
 SMALL = {"num_layers": 2, "num_attention_heads": 4, "attention_head_dim": 32, "cross_attention_dim": 128,
@@ -302,3 +306,31 @@ def test_checkpointing_is_a_dial() -> None:
     assert sizes == sorted(sizes, reverse=True)
     fused = cost.activation_bytes(6144, TrainedPart(targets=names, checkpointing=0.0, fused=True))
     assert fused < cost.activation_bytes(6144, TrainedPart(targets=names, checkpointing=0.0))
+
+
+class _Counted(TorchDispatchMode):
+    """Counts operations that are no views, copies of layout or products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        idle = ("view", "aten.t.", "slice", "detach", "ones_like", "empty", "_int_mm", "_scaled_mm")
+        self.count += not any(word in str(function) for word in idle)
+        return function(*args, **(kwargs or {}))
+
+
+def test_rounding_for_products_in_8_bits_is_in_the_forecast() -> None:
+    layer = RowScales("int8").quantize(nn.Linear(32, 48).requires_grad_(False))
+    x = torch.ones(4, 32, dtype=torch.bfloat16).requires_grad_()
+    with _Counted() as counted:
+        layer(x).backward(torch.ones(4, 48, dtype=torch.bfloat16))
+    cost = published("0.9.5")
+    parts = [TrainedPart("lora", (), 8, checkpointing=1.0, stored=name) for name in ("int8-torchao", "int8dq-torchao")]
+    plain, rounded = (cost.train_clip(2688, 128, part) for part in parts)
+    assert rounded.total_flops == plain.total_flops
+    layers = sum(name.startswith("transformer_blocks.") for name in cost.linear_layers)
+    assert (rounded.launches - plain.launches) / (3 * layers) == pytest.approx(counted.count / 2, abs=1)
+    assert rounded.traffic_bytes > plain.traffic_bytes
+    assert cost.train_clip(2688, 128, replace(parts[1], fused=True)).launches == plain.launches
