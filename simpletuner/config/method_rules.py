@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from simpletuner.config.catalogs.precisions import PRECISIONS, is_quantized
+from simpletuner.config.catalogs.precisions import PRECISIONS, REFUSED_FOR_TEXT, is_quantized
 from simpletuner.config.draft import Draft, Rule, note, warning
 from simpletuner.config.values import show
 from simpletuner.core.errors import Problem
@@ -77,7 +77,8 @@ def _storage_formats(draft: Draft) -> Iterator[Problem]:
         )
     for option in ("base_model_precision", "text_encoder_1_precision"):
         name = draft.values[option]
-        if name in PRECISIONS and PRECISIONS[name].note:
+        is_refused = option != "base_model_precision" and name in REFUSED_FOR_TEXT
+        if name in PRECISIONS and PRECISIONS[name].note and not is_refused:
             yield note(f"{option} = {name}: {PRECISIONS[name].note}", where=draft.place(option))
     quantized = is_quantized(str(draft.values["base_model_precision"]))
     if not quantized and draft.values["base_model_default_dtype"] == "fp32":
