@@ -43,8 +43,9 @@ ATTENTION_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
 # compiler does it: normalisations, modulation, rotation, GELU, residual sums. The two numbers give the
 # element-wise times of the project's performance notes (estimated, not measured).
 _FORWARD_PASSES, _BACKWARD_PASSES = 20.0, 30.0
-# Kernels an eager block starts, and what an unfused adapter adds per layer (ibid., estimated).
-_BLOCK_LAUNCHES, _ADAPTER_LAUNCHES, _END_LAUNCHES = 80.0, 6.0, 60.0
+# Kernels that a forward pass starts for each block, each adapted layer and the ends, and how many a backward pass has
+# for each of those; counted (`benchmarks/step_operations.py`). Where blocks are compiled there are fewer.
+_BLOCK_LAUNCHES, _ADAPTER_LAUNCHES, _END_LAUNCHES, _BACKWARD_LAUNCHES = 33.0, 2.0, 53.0, 1.4
 _TEXT_LAYER_LAUNCHES = 30.0
 # What a product in 8 bits starts beside itself when it is not compiled: rounding rows, putting the scales to the sums.
 _ROUNDING_LAUNCHES = {"int8": 13.0, "fp8": 10.0}
@@ -186,7 +187,7 @@ class LTXCost:
             matrix_flops=matrix + again,
             attention_flops=attention * (1 + trained.attention_backward + (0 if trained.keeps_attention else share)),
             traffic_bytes=passes * self.shape.layers * tokens * self.shape.width * trained.weight_bytes,
-            launches=forward_launches * (3 + share),
+            launches=forward_launches * (1 + share + _BACKWARD_LAUNCHES),
         )
 
     def activation_bytes(self, tokens: int, trained: TrainedPart) -> float:
