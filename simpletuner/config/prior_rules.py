@@ -16,10 +16,10 @@ def check_prior(file: DatasetFile, draft: Draft) -> Iterator[Problem]:
     prior = [dataset for dataset in file.datasets if dataset.is_regularisation_data and not dataset.is_evaluation]
     if not prior:
         return
-    where, names = file.where(prior[0].id, KEY), ", ".join(dataset.id for dataset in prior)
+    where = file.where(prior[0].id, KEY)
     if draft.values["model_type"] == "full":
         yield Problem(
-            f"{names}: {KEY} with {draft.told('model_type')}",
+            f"{KEY} with {draft.told('model_type')}",
             "The target is the answer of the model without its adapter; where all weights are trained no such model is "
             "left",
             f"Set model_type to lora, or {KEY} to false",
@@ -27,7 +27,7 @@ def check_prior(file: DatasetFile, draft: Draft) -> Iterator[Problem]:
         )
     if draft.values["crepa_enabled"]:
         yield Problem(
-            f"{names}: {KEY} with crepa_enabled = true",
+            f"{KEY} with crepa_enabled = true",
             "CREPA pulls the same clips away from what the base model makes of them",
             f"Set crepa_enabled or {KEY} to false",
             where,
@@ -35,7 +35,7 @@ def check_prior(file: DatasetFile, draft: Draft) -> Iterator[Problem]:
     learnt = [dataset for dataset in file.datasets if not (dataset.is_regularisation_data or dataset.is_evaluation)]
     if not learnt and not file.broken:
         yield Problem(
-            f"{names}: nothing but prior data",
+            "nothing but prior data",
             "An adapter that is only held to the base model's answers learns nothing",
             f"Add a data set without {KEY}",
             where,

@@ -99,7 +99,7 @@ def test_from_a_blank_folder_of_clips_to_a_run(blank: Path, capfd: pytest.Captur
     told = second.answer(ANSWERS, "What now?")
     assert second.leave() == 0
     assert second.asked[0] == "trigger"
-    for phrase in ("Found: ", "x64@9: 4 samples", "2 steps", "disk: ", "Text tokens per prompt"):
+    for phrase in ("Found: ", "x64@9: samples 4", "2 steps", "disk: ", "Text tokens per prompt"):
         assert phrase in told, phrase
     config = json.loads((blank / "config/config.json").read_text())
     assert config["pretrained_model_name_or_path"] == "model"

@@ -152,7 +152,7 @@ def test_only_unwanted_entries_of_the_same_kind_are_stale(key: Key, tmp_path: Pa
     assert check([key], [tmp_path]).stale == 0
     status = check([], [tmp_path, tmp_path / "sub"])
     assert (status.stale, status.stale_bytes) == (1, key.path.stat().st_size)
-    assert "not deleted" in status.sentences[0]
+    assert "unused by this configuration" in status.sentences[0]
 
 
 def test_trash_quarantine_and_indexes_in_a_cache_folder_are_no_entries(key: Key, tmp_path: Path) -> None:

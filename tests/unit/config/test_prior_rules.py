@@ -12,8 +12,8 @@ import pytest
 @pytest.mark.parametrize(
     ("options", "keys", "text"),
     [
-        ({}, {"is_regularisation_data": True}, "clips: nothing but prior data. An adapter that is only held to the base model's answers learns nothing."),
-        ({}, {"is_regularization_data": True}, "clips: nothing but prior data."),
+        ({}, {"is_regularisation_data": True}, "nothing but prior data. An adapter that is only held to the base model's answers learns nothing."),
+        ({}, {"is_regularization_data": True}, "nothing but prior data."),
         ({"model_type": "full"}, {"is_regularisation_data": True}, "where all weights are trained no such model is left."),
         ({"crepa_enabled": True}, {"is_regularisation_data": True}, "CREPA pulls the same clips away from what the base model makes of them."),
         ({}, {"is_regularisation_data": True, "dataset_type": "eval"}, "is_regularisation_data has no effect on an evaluation set"),

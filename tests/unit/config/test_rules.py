@@ -129,7 +129,7 @@ def test_options(desk, options: dict[str, object], text: str) -> None:
         ({"start_step": 40, "end_step": 30}, "end_step = 30 is before start_step = 40. The set would never take part."),
         ({"vae_cache_clear_each_epoch": True}, "warning: config/multidatabackend.json:7: clips: vae_cache_clear_each_epoch has no effect: nothing of this set is drawn at random."),
         ({"vae_cache_clear_each_epoch": True, "vae_cache_ondemand": True, "crop": True, "crop_style": "random"}, "vae_cache_ondemand has no effect with vae_cache_clear_each_epoch: nothing is kept."),
-        ({"is_regularisation_data": True}, "is_regularisation_data = true. Not built yet: prior data sets."),
+        ({"image_embeds": "x"}, "image_embeds = \"x\". Not built yet: separate stores for encoded clips."),
         ({"conditioning_data": "x"}, "conditioning_data = \"x\". Not built yet: conditioning data sets."),
         ({"dataset_type": "image_embeds"}, "Not built yet: separate stores for encoded clips"),
         ({"type": "memory"}, "Not built yet: data sets of type 'memory'. Use local"),
