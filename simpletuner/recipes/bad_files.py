@@ -5,6 +5,7 @@ Torch-free up to the second look at a file, so that planning stays quick.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from simpletuner.config.dataset import ClipDataset
 from simpletuner.config.run_config import RunConfig
+from simpletuner.core.counting import counted
 from simpletuner.data.find import FoundSamples
 from simpletuner.data.index import open_index
 from simpletuner.data.quarantine import Stage, open_quarantines, remember_damaged, stored_file, without_quarantined
@@ -47,7 +49,7 @@ def keep_damaged(
     emit: Callable[[Event], None],
     *,
     moves: bool = True,
-) -> None:
+) -> frozenset[tuple[str, str]]:
     """Put files that failed by their own fault on the quarantine lists; move them to the trash where that is asked for.
 
     Args:
@@ -59,12 +61,15 @@ def keep_damaged(
         emit: Receives a notice per file that is moved, or that should have been and is not.
         moves: Whether files may be moved at all.
 
+    Returns:
+        The files (data set, path) that are on a list now, so that the next start leaves them out.
+
     Raises:
         UserError: If the disk is full, or a folder cannot be written.
     """
     damaged = [item for item in left_out if item.damaged]
     if not damaged:
-        return
+        return frozenset()
     planned = {(sample.dataset, sample.path): sample for sample in samples}
 
     def find_file(item: LeftOut) -> StoredFile | None:
@@ -83,6 +88,27 @@ def keep_damaged(
                 sample = planned.get((item.dataset, item.path))
                 told = _move(storages[dataset.id], file, Path(str(dataset.cache_dir_vae)), sample)
                 emit(Noticed("warning", f"{dataset.id}/{printable(item.path)}: {told}"))
+    return frozenset((item.dataset, item.path) for item in damaged)
+
+
+def without_damaged(
+    samples: Iterable[Sample], files: frozenset[tuple[str, str]], emit: Callable[[Event], None]
+) -> tuple[Sample, ...]:
+    """The samples that are not of these files.
+
+    Windows of a damaged file that could be decoded go too: the next start does not see the file, and a checkpoint of a
+    run that trained them could not be continued.
+    """
+    kept, lost = [], Counter[str]()
+    for sample in samples:
+        if (sample.dataset, sample.path) in files:
+            lost[f"{sample.dataset}/{printable(sample.path)}"] += 1
+        else:
+            kept.append(sample)
+    for name, count in lost.items():
+        windows = counted(count, "window that is", "windows that are")
+        emit(Noticed("warning", f"{name} is damaged: its {windows} whole are left out too, as at every later start"))
+    return tuple(kept)
 
 
 def asks_for_moves(config: RunConfig, dataset: ClipDataset) -> bool:

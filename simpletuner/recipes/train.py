@@ -14,6 +14,7 @@ from simpletuner.config.run_config import RunConfig
 from simpletuner.core.errors import ExitCode, Severity, UserError
 from simpletuner.core.files import ensure_writable, sweep
 from simpletuner.data.contact_sheet import draw_contact_sheet
+from simpletuner.data.sample import Sample
 from simpletuner.events.phases import phase
 from simpletuner.events.run import Run, open_run
 from simpletuner.events.types import (
@@ -22,7 +23,7 @@ from simpletuner.events.types import (
     RunStarted,
 )
 from simpletuner.models.adapters.weights_file import BEST_FOLDER
-from simpletuner.recipes.bad_files import keep_damaged
+from simpletuner.recipes.bad_files import keep_damaged, without_damaged
 from simpletuner.recipes.beginning import begin_training
 from simpletuner.recipes.continuing import examine_start, refuse_other_data
 from simpletuner.recipes.encode import AutoencoderShelf, fill_caches
@@ -98,8 +99,9 @@ def train_from_config(config: RunConfig, advice: str = ADVICE) -> int:
             autoencoders = AutoencoderShelf(config, plan, host)
             caches = fill_caches(config, plan, host, run.emit, autoencoders)
             keep_damaged(config, plan.storages, plan.all_samples, plan.found.left_out, "probe", run.emit)
-            keep_damaged(config, plan.storages, plan.all_samples, caches[0].left_out, "decode", run.emit)
-            session = begin_session(config, plan, caches, autoencoders, host, run)
+            lost = keep_damaged(config, plan.storages, plan.all_samples, caches[0].left_out, "decode", run.emit)
+            usable = without_damaged(filter(caches[0].holds, plan.samples), lost, run.emit)
+            session = begin_session(config, plan, caches, usable, autoencoders, host, run)
             try:
                 outcome = run_session(session, requests)
             finally:
@@ -156,13 +158,14 @@ def begin_session(
     config: RunConfig,
     plan: RunPlan,
     caches: tuple[LatentCache, PromptCache],
+    usable: tuple[Sample, ...],
     autoencoders: AutoencoderShelf,
     host: Host,
     run: Run,
 ) -> Session:
-    """Bring in the model and put everything where the checkpoint left it."""
+    """Bring in the model and put everything where the checkpoint left it; `usable` samples are trained."""
     latents, prompts = caches
-    samples = check_sizes(tuple(sample for sample in plan.samples if latents.holds(sample)), config)
+    samples = check_sizes(usable, config)
     draw_contact_sheet(samples, plan.storages, run.folder / "contact_sheet.png")
     begun = begin_training(config, plan, caches, samples, host, run.folder, run.emit)
     trainable, state, batches = begun.trainable, begun.state, begun.batches

@@ -13,9 +13,10 @@ import pytest
 from projects import Project
 
 from simpletuner.cli.data import run
+from simpletuner.cli.main import main
 from simpletuner.config.resolve import resolve_config
 from simpletuner.events.types import Event, Noticed
-from simpletuner.recipes.bad_files import keep_damaged
+from simpletuner.recipes.bad_files import keep_damaged, without_damaged
 from simpletuner.recipes.survey import find_data
 
 PROBE = """
@@ -129,7 +130,10 @@ def test_moving_damaged_files_must_be_asked_for(project: Project, asked: str, sh
     failed = take_looks(found.samples, config.datasets, storages, workers=1, emit=lambda event: None).failed
     events: list[Event] = []
     keep_damaged(config, storages, found.samples, found.left_out, "probe", events.append)
-    keep_damaged(config, storages, found.samples, failed, "decode", events.append)
+    kept = keep_damaged(config, storages, found.samples, failed, "decode", events.append)
+    assert {path for _, path in kept} == ({victim.name} if failed else set())
+    whole = without_damaged(found.samples, kept, lambda event: None)
+    assert [sample.path for sample in whole] == [s.path for s in found.samples if not failed or s.path != victim.name]
     trash = project.folder / "cache/vae/trash"
     if asked == "config.json":
         assert {path.name for path in project.clips.iterdir()} == before
@@ -142,6 +146,23 @@ def test_moving_damaged_files_must_be_asked_for(project: Project, asked: str, sh
     (told,) = [event.text for event in events if isinstance(event, Noticed)]
     assert "moved with its caption" in told
     assert "undo.jsonl" in told
+
+
+@pytest.mark.slow
+def test_a_clip_that_breaks_in_its_middle_does_not_end_the_run_for_ever(
+    project: Project, capfd: pytest.CaptureFixture
+) -> None:
+    """Its whole windows must not be trained: the next start knows the file as damaged, and would be another run."""
+    from simpletuner.data.world import write_world
+
+    write_world(project.clips / "long", clips=1, width=96, height=64, num_frames=60, frame_rate=12.0, seed=4)
+    break_clip(next((project.clips / "long").glob("*.mp4")), 0.6)
+    project.change_dataset(video={"num_frames": 9, "frame_sampling": "split"})
+    words = project.arguments(resume_from_checkpoint="latest", validation_disable="true")
+    assert main([*words, "max_train_steps=2"]) == 0
+    assert "are left out too, as at every later start" in " ".join(capfd.readouterr().out.split())
+    assert main([*words, "max_train_steps=3"]) == 0
+    assert "Going on from" in capfd.readouterr().out
 
 
 def test_inspect_writes_a_page(project: Project, capfd: pytest.CaptureFixture) -> None:

@@ -290,7 +290,8 @@ def trained(config: RunConfig) -> Iterator[Any]:
     ):
         config, plan = open_plan(config, host, run)
         shelf = AutoencoderShelf(config, plan, host)
-        session = begin_session(config, plan, fill_caches(config, plan, host, run.emit, shelf), shelf, host, run)
+        caches = fill_caches(config, plan, host, run.emit, shelf)
+        session = begin_session(config, plan, caches, plan.samples, shelf, host, run)
         try:
             assert run_session(session, requests) == "finished"
             yield session
