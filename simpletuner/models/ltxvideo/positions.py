@@ -57,10 +57,9 @@ def _remembered(
 ) -> Tensor:
     # A tensor made in inference mode could not be used in training.
     with torch.inference_mode(False), torch.no_grad():
-        if len(set(rates)) == 1:
-            one = _coordinates(positions, size, torch.tensor(rates[:1], dtype=torch.float32, device=device))
-            return one.expand(len(rates), -1, -1)
-        return _coordinates(positions, size, torch.tensor(rates, dtype=torch.float32, device=device))
+        wanted = torch.tensor(rates[:1] if len(set(rates)) == 1 else rates, dtype=torch.float32)
+        # Sent, not made there: the host does not wait for the device.
+        return _coordinates(positions, size, wanted.to(device, non_blocking=True)).expand(len(rates), -1, -1)
 
 
 def _coordinates(positions: Positions, size: tuple[int, int, int], rates: Tensor) -> Tensor:
