@@ -199,6 +199,9 @@ class _Reading:
         self.problems.append(Problem(what, rule, "", where, Severity.NOTE))
 
 
+_FLAGS = {"dryrun": "Write `simpletuner train --dry-run`, or `simpletuner plan`"}  # of commands, as people guess them
+
+
 def _unknown(given: Given) -> Problem:
     name = canonical_name(given.key)
     rule, fix = "", did_you_mean(name, [*option_table(), *alias_table()])
@@ -207,7 +210,7 @@ def _unknown(given: Given) -> Problem:
     return Problem(
         f"unknown option '{given.key}'",
         rule,
-        fix or "Remove it; `simpletuner options` lists all options",
+        fix or _FLAGS.get(name.replace("_", "")) or "Remove it; `simpletuner options` lists all options",
         given.origin,
     )
 

@@ -15,14 +15,14 @@ from typing import Literal
 from simpletuner.config.documents import Document, is_comment, read_env, read_json, read_toml
 from simpletuner.config.legacy import ENV_NAMES, LAUNCH_NAMES, OTHER_NAMES, OTHER_PREFIXES, OWN_VARIABLES
 from simpletuner.config.presets import preset_folder
-from simpletuner.config.surfaces.cli import CommandLine, Given, parse_arguments
+from simpletuner.config.surfaces.cli import CONFIG_SUFFIXES, CommandLine, Given, parse_arguments
 from simpletuner.config.table import option_table
 from simpletuner.config.values import show
 from simpletuner.core.catalog import did_you_mean
 from simpletuner.core.errors import Problem, Severity, UserError
 
 PREFIX = "SIMPLETUNER_"
-SUFFIXES = (".json", ".jsonc", ".toml", ".env")
+
 NO_FILE = "no configuration file"
 FILE_BACKENDS = ("json", "toml", "env")
 BACKEND_VARIABLES = ("SIMPLETUNER_CONFIG_BACKEND", "CONFIG_BACKEND")
@@ -132,7 +132,7 @@ def _select(line: CommandLine, environment: Mapping[str, str], working_folder: P
         return _named_file(path, working_folder) if path and "env" not in selection else None
     if name.startswith("examples/"):
         return preset_folder(name.removeprefix("examples/")) / "config.json"
-    if name.endswith(SUFFIXES):
+    if name.endswith(CONFIG_SUFFIXES):
         return _named_file(name, working_folder)
     folder = working_folder / "config" / name
     file = _first_file(folder, line, environment)
@@ -163,7 +163,9 @@ def _named_file(text: str, working_folder: Path) -> Path:
 
 def _near_by(path: Path, working_folder: Path) -> list[str]:
     folders = [folder for folder in (path.parent, working_folder / "config", working_folder) if folder.is_dir()]
-    found = {file for folder in folders for file in folder.glob("*") if file.suffix in SUFFIXES and file.is_file()}
+    found = {
+        file for folder in folders for file in folder.glob("*") if file.suffix in CONFIG_SUFFIXES and file.is_file()
+    }
     return [display_name(file, working_folder) for file in sorted(found)][:8]
 
 

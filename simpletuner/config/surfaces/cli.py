@@ -13,6 +13,7 @@ from simpletuner.config.table import OptionSpec, alias_table, option_table
 from simpletuner.config.values import FALSE, TRUE
 from simpletuner.core.errors import Problem
 
+CONFIG_SUFFIXES = (".json", ".jsonc", ".toml", ".env")
 SELECTORS: Mapping[str, str] = {
     "config": "config", "env": "env", "example": "example", "e": "example",
     "config_backend": "config_backend", "config_path": "config",
@@ -61,9 +62,9 @@ def parse_arguments(arguments: Sequence[str], origin: str = "command line") -> C
         word = rest.pop(0)
         key, separator, value = word.lstrip("-").partition("=")
         if not key or not (separator or word.startswith("-")):
-            problems.append(
-                Problem(f"'{word}' is neither key=value nor --key value", fix="Correct or remove it", where=origin)
-            )
+            is_file = word.endswith(CONFIG_SUFFIXES)
+            fix = f"Write --config {word}" if is_file else "Correct or remove it"
+            problems.append(Problem(f"'{word}' is neither key=value nor --key value", fix=fix, where=origin))
             continue
         written: Any = value if separator else _following(key, rest)
         if written is None:

@@ -105,6 +105,13 @@ def test_where_a_configuration_is_found(desk, tmp_path: Path) -> None:
     assert resolve_config([], {"ENV": "default"}, desk.folder).schedule.max_train_steps == 100
 
 
+def test_a_file_or_a_flag_as_people_guess_it(desk) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve_config(["config/config.json", "--dryrun"], {}, desk.folder)
+    assert "Write --config config/config.json" in str(caught.value)
+    assert "--dry-run" in str(caught.value)
+
+
 def test_env_backend(desk) -> None:
     (desk.folder / "config/config.json").unlink()
     desk.write(
