@@ -1,6 +1,7 @@
 """What a frozen linear layer with a LoRA costs in each storage format, forward and backward.
 
     python benchmarks/linear_formats.py            # prints a table
+    python benchmarks/linear_formats.py --compiled # each layer through torch.compile
     python benchmarks/linear_formats.py --write    # also benchmarks/linear_formats_<machine>_<yyyymm>.md
 
 A square layer with bias and a rank-16 LoRA in bfloat16; the gradient goes to its input and to the LoRA. Every format
@@ -33,7 +34,13 @@ ROUNDS = 15
 
 
 def measure_formats(
-    tokens: int, width: int, device: torch.device, clock: Callable[[], float], rounds: int = ROUNDS, repeats: int = 1
+    tokens: int,
+    width: int,
+    device: torch.device,
+    clock: Callable[[], float],
+    rounds: int = ROUNDS,
+    repeats: int = 1,
+    compiled: bool = False,
 ) -> dict[str, float]:
     """Median seconds of one pass there and back, by format.
 
@@ -43,10 +50,14 @@ def measure_formats(
         clock: Seconds; of the processor, or of the wall where a card computes.
         rounds: Each holds every format once.
         repeats: Passes between two looks at the clock.
+        compiled: Whether each layer is compiled; that belongs to the first round.
     """
     generator = torch.Generator().manual_seed(0)
     x, gradient = (torch.randn(1, tokens, width, generator=generator).bfloat16().to(device) for _ in range(2))
     layers = {name: _layer(name, width, device) for name in FORMATS}
+    if compiled:
+        for layer in layers.values():
+            layer.compile()
     found: dict[str, list[float]] = {name: [] for name in FORMATS}
     for number in range(rounds + 1):
         for name, layer in layers.items():
@@ -76,9 +87,9 @@ def _there_and_back(layer: nn.Module, x: Tensor, gradient: Tensor) -> None:
         parameter.grad = None
 
 
-def table(sizes: Sequence[tuple[int, int]]) -> str:
+def table(sizes: Sequence[tuple[int, int]], compiled: bool) -> str:
     """Markdown, a row for each format."""
-    columns = [measure_formats(*size, torch.device("cpu"), time.process_time) for size in sizes]
+    columns = [measure_formats(*size, torch.device("cpu"), time.process_time, compiled=compiled) for size in sizes]
     heads = " | ".join(f"{tokens:,} x {width:,}, ms | share" for tokens, width in sizes)
     lines = [f"| format | {heads} |", "|---" * (1 + 2 * len(sizes)) + "|"]
     for name in FORMATS:
@@ -91,14 +102,17 @@ def main() -> int:
     """Measure, print and, if asked, keep the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="keep the table beside this file")
+    parser.add_argument("--compiled", action="store_true", help="compile each layer")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    made = f"{table(SIZES)}\n\n{LORA_RANK=}, torch {torch.__version__}, one thread, median of {ROUNDS} rounds\n"
+    facts = f"{LORA_RANK=}, torch {torch.__version__}, one thread, median of {ROUNDS} rounds"
+    made = f"{table(SIZES, arguments.compiled)}\n\n{facts}\n"
     print(made)
     if arguments.write:
         now = datetime.datetime.now(datetime.timezone.utc)
         name = f"linear_formats_{platform.machine()}_{now:%Y%m}.md"
-        told = f"# Linear layers by storage format\n\n    python benchmarks/linear_formats.py --write\n\n{made}"
+        command = f"python benchmarks/linear_formats.py {' '.join(sys.argv[1:])}"
+        told = f"# Linear layers by storage format\n\n    {command}\n\n{made}"
         (Path(__file__).parent / name).write_text(told, encoding="utf-8")
     return 0
 
