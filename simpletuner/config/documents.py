@@ -6,6 +6,7 @@ what any key means.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 import sys
@@ -286,8 +287,12 @@ def read_text(path: Path, name: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
+        is_wide = error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         raise UserError(
-            f"the file is not UTF-8 text (byte {error.start})", fix="Save it as UTF-8", where=name
+            f"the file is {'UTF-16, and ' if is_wide else ''}not UTF-8 text (byte {error.start})",
+            "PowerShell's `>` writes UTF-16" if is_wide else "",
+            "Save it as UTF-8",
+            where=name,
         ) from None
     except OSError as error:
         raise UserError(

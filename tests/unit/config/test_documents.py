@@ -86,6 +86,9 @@ def test_faults_say_where(text: str, place: str, part: str) -> None:
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
+    (tmp_path / "wide.json").write_text("{}", encoding="utf-16")
+    with pytest.raises(UserError, match="the file is UTF-16, and not UTF-8 text"):
+        read_json(tmp_path / "wide.json", "wide.json")
     (tmp_path / "latin.json").write_bytes(b'{"a": "\xe9"}')
     with pytest.raises(UserError, match="not UTF-8"):
         read_json(tmp_path / "latin.json", "latin.json")
