@@ -52,8 +52,8 @@ class Finding:
 
     @property
     def shown_path(self) -> str:
-        """Data set and file on one line; empty if it concerns none in particular."""
-        return printable("/".join(part for part in (self.dataset, self.path) if part))
+        """Data set and file, and the window that is meant, on one line; empty if it concerns none in particular."""
+        return printable(self.sample or "/".join(part for part in (self.dataset, self.path) if part))
 
 
 FIXES: Mapping[str, str] = {
