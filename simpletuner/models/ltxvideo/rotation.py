@@ -66,9 +66,10 @@ class RotaryTables(LTXVideoRotaryPosEmbed):  # type: ignore[misc]
         if video_coords is None:
             return self._make(super().forward(hidden_states, num_frames, height, width, rope_interpolation_scale))
         key = id(video_coords)
-        if key in self._kept:
+        known, turns = self._kept.get(key, (None, None))
+        if turns is not None and known is video_coords:  # a copy of this module holds copies under the old keys
             self._kept.move_to_end(key)
-            return self._kept[key][1]
+            return turns
         # Tables made in inference mode could not be used in training.
         with torch.inference_mode(False), torch.no_grad():
             equal = video_coords.stride(0) == 0 or len(video_coords) == 1

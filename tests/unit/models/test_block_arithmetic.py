@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -140,6 +141,7 @@ def test_tables_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.inference_mode():  # a video that is generated first
         first = made(25.0, 25.0)
     assert made(25.0, 25.0) is first
+    assert copy.deepcopy(tables)(empty, video_coords=coordinates(25.0, 25.0)) is not first
     assert first.there.shape == (1, TOKENS, WIDTH // 2, 2)
     rotated(drawn(2, TOKENS, WIDTH), first).sum().backward()
     assert made(25.0, 8.0).there.shape[0] == 2
