@@ -21,7 +21,7 @@ from simpletuner.data.position import identify
 from simpletuner.data.sample import Sample
 from simpletuner.models.adapters.weights_file import read_weights_file
 from simpletuner.recipes.survey import Survey, batch_rules
-from simpletuner.training.identity import STATE_NAME, find_changes
+from simpletuner.training.identity import STATE_NAME, find_changes, mixed_runs
 from simpletuner.training.manifest import is_complete
 
 _KINDS = {"lora": "LoRA", "lycoris": "LyCORIS adapter", "whole": "whole transformer"}
@@ -70,7 +70,13 @@ def refuse_other_data(config: RunConfig, samples: Sequence[Sample], position: di
 
 def examine_continuing(config: RunConfig, survey: Survey | None, draft: Draft) -> list[Problem]:
     """Why the run cannot go on from the newest checkpoint in its folder; empty if it can, or would begin anew."""
-    checkpoint = _newest(Path(config.checkpoint.output_dir), config.checkpoint.resume_from_checkpoint)
+    folder, request = Path(config.checkpoint.output_dir), config.checkpoint.resume_from_checkpoint
+    checkpoint = _newest(folder, request)
+    begins_at = _step(checkpoint) if checkpoint is not None else -1
+    beyond = [path.name for path in folder.glob("checkpoint-*") if _step(path) > begins_at and path.is_dir()]
+    if beyond and (request or "").strip() != "latest":
+        beyond.sort(key=lambda name: _step(folder / name))
+        return [replace(mixed_runs(folder, beyond, begins_at), where=draft.place("resume_from_checkpoint"))]
     document = _read(checkpoint) if checkpoint is not None else None
     if checkpoint is None or document is None:
         return []
@@ -129,6 +135,12 @@ def examine_start(config: RunConfig) -> list[Problem]:
 def _starts_later(config: RunConfig) -> bool:
     """Whether a checkpoint is there to go on from, which goes before `init_lora`."""
     return _newest(Path(config.checkpoint.output_dir), config.checkpoint.resume_from_checkpoint) is not None
+
+
+def _step(folder: Path) -> int:
+    """The step in the name of a checkpoint's folder; -1 for other folders."""
+    found = _CHECKPOINT.fullmatch(folder.name)
+    return int(found[1]) if found else -1
 
 
 def _newest(folder: Path, request: str | None) -> Path | None:

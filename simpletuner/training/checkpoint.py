@@ -20,7 +20,7 @@ from torch import Tensor
 from simpletuner.core.errors import UserError
 from simpletuner.core.files import retire
 from simpletuner.models.adapters.full import TRANSFORMER_FOLDER
-from simpletuner.training.identity import STATE_NAME, compare_facts
+from simpletuner.training.identity import STATE_NAME, compare_facts, mixed_runs
 from simpletuner.training.manifest import BrokenCheckpointError, verify_manifest
 from simpletuner.training.optimizer import parameter_names
 from simpletuner.training.optimizer_state import join_state
@@ -284,11 +284,7 @@ def refuse_mixed_runs(output_dir: Path, checkpoint: Path | None) -> None:
     begins_at = int(match.group(1)) if match else -1
     beyond = [path.name for step, path in list_checkpoints(output_dir) if step > begins_at]
     if beyond:
-        raise UserError(
-            f"'{output_dir}' holds {', '.join(beyond)}, and this run would begin at step {max(begins_at, 0)}",
-            "Two runs in one folder would be mixed, and the next start would continue the wrong one",
-            "Choose another output_dir, or move these folders away",
-        )
+        raise UserError.of([mixed_runs(output_dir, beyond, begins_at)])
 
 
 def _named_checkpoint(output_dir: Path, request: str) -> Path:

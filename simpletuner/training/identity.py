@@ -6,7 +6,8 @@ Torch-free, so that a check of the configuration can tell before anything is loa
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from simpletuner.core.errors import Problem, UserError
@@ -42,6 +43,21 @@ _SHAPES: Final = (
     "lycoris_config",
 )
 FROM_WEIGHTS: Final = " (init_lora begins with the adapter of this one)"
+
+
+def mixed_runs(output_dir: Path, beyond: Sequence[str], begins_at: int) -> Problem:
+    """What is wrong where a run would begin below checkpoints that are there already.
+
+    Args:
+        output_dir: The run folder.
+        beyond: Names of the checkpoints in the way.
+        begins_at: Step after which the run would go on; negative for a fresh start.
+    """
+    return Problem(
+        f"'{output_dir}' holds {', '.join(beyond)}, and this run would begin at step {max(begins_at, 0)}",
+        "Two runs in one folder would be mixed, and the next start would continue the wrong one",
+        "Set resume_from_checkpoint to latest to go on, choose another output_dir, or move these folders away",
+    )
 
 
 def compare_facts(name: str, saved: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[str, ...]:
