@@ -115,7 +115,7 @@ def test_a_file_of_filters_may_lie_beside_the_data_set_file(desk) -> None:
         ([1], "caption_filter_list = [1]. It must be a list of texts, or the path of a text file."),
         ({"a": 1}, 'caption_filter_list = {"a": 1}. It must be a list of texts'),
         ("x" * 5000, "there is no such file"),
-        ("bad.txt", 'caption_filter_list = "bad.txt": the file is not UTF-8 text'),
+        ("bad.txt", 'caption_filter_list = "bad.txt": the file is UTF-16, and not UTF-8 text'),
     ],
 )
 def test_broken_filters_are_told_with_their_line(desk, value: Any, text: str) -> None:
