@@ -158,6 +158,34 @@ def subject(bench: Bench) -> Found:
     )
 
 
+def prior_data(bench: Bench) -> Found:
+    """Prior data hold what the new word is not about: videos of other prompts stay nearer to the base's."""
+    demo, library = Demo(subject=True, steps=300), bench.folder / "others.json"
+    others = {f"other-{number}": draw_single(random.Random(500 + number)).caption for number in range(6)}
+    bench.folder.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(library, {**others, "word": next(iter(demo.prompts.values()))})
+    plain = bench.train("word-alone", demo, user_prompt_library=str(library))
+    data = bench.folder / "data-subject"
+    write_world(data / "prior", clips=CLIPS, width=WIDTH, height=HEIGHT, num_frames=FRAMES, frame_rate=RATE, seed=3)
+    clips, *rest = demo_files(data, demo)["multidatabackend.json"]
+    prior = {**clips, "id": "prior", "is_regularisation_data": True, "instance_data_dir": str(data / "prior"),
+             "cache_dir_vae": str(data / "cache-prior")}  # fmt: skip
+    write_json_atomic(data / "with-prior.json", [clips, prior, *rest])
+    held = bench.train(
+        "word-and-prior", demo, user_prompt_library=str(library), data_backend_config=str(data / "with-prior.json")
+    )
+    moved, shown = [], []
+    for run in (plain, held):
+        pairs = list(zip(videos(run, "base"), videos(run, "step"), strict=True))
+        moved.append(float(np.mean([np.abs(b.astype(float) - a).mean() for b, a in pairs[:-1]])))
+        shown.append(subject_share(pairs[-1][1]))
+    return Found(
+        f"other prompts moved {moved[0]:.1f} of 255 without prior data, {moved[1]:.1f} with them; the word's petals "
+        f"take {shown[0]:.2%} and {shown[1]:.2%} of the picture",
+        {"other prompts stay nearer to the base": moved[1] < moved[0]},
+    )
+
+
 def first_frame(bench: Bench) -> Found:
     """Image-to-video: the video begins with the given picture and goes on from it without a jump."""
     run = bench.train("i2v", Demo("i2v"))
@@ -262,6 +290,7 @@ MEASUREMENTS: dict[str, Callable[[Bench], Found]] = {
     "LyCORIS (LoKr) learns a look": lambda bench: look(bench, "lycoris"),
     "all weights learn a look": lambda bench: look(bench, "full"),
     "a new word": subject,
+    "prior data": prior_data,
     "image-to-video": first_frame,
     "EMA": average,
     "caption dropout and guidance": guidance,
