@@ -217,7 +217,7 @@ def test_a_training_that_is_killed_again_and_again(project: Project, outside: tu
     (project.folder / "webhook.json").write_text(json.dumps(hooks(raw, chat)))
     project.change_config(
         report_to="tensorboard,simpletuner", push_to_hub="true", push_checkpoints_to_hub="true", hub_model_id="films",
-        webhook_config=str(project.folder / "webhook.json"), checkpoint_step_interval=2, max_train_steps=400,
+        webhook_config=str(project.folder / "webhook.json"), checkpoint_step_interval=2, max_train_steps=4000,
         checkpoints_total_limit=3,
     )  # fmt: skip
     code = TRAINING.format(arguments=project.arguments())
