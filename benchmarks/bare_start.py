@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,12 @@ def encode(folder: Path, encoded: Path) -> None:
         save_file({"embeds": embeds, "mask": found.attention_mask[0].bool()}, encoded / f"{clip.stem}.text")
     del encoder
     autoencoder: Any = AutoencoderKLLTXVideo.from_pretrained(folder / "model" / "vae", torch_dtype=DTYPE)
+    encode_clips(autoencoder, clips, encoded)
+
+
+@torch.no_grad()
+def encode_clips(autoencoder: Any, clips: Sequence[Path], encoded: Path) -> None:
+    """One clip after the other, nothing but PyAV, Diffusers and safetensors."""
     mean, std = (tensor.view(1, -1, 1, 1, 1) for tensor in (autoencoder.latents_mean, autoencoder.latents_std))
     for clip in clips:
         frames = []

@@ -30,7 +30,7 @@ from typing import Any
 import av
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from bare_start import DTYPE, FRAMES, HEIGHT, WIDTH, encode_clips
 
 from simpletuner.caching.encoding import pixels_on, stored_as
 from simpletuner.caching.fingerprint import encoder_identity
@@ -45,8 +45,6 @@ from simpletuner.models.ltxvideo.family import FAMILY
 from simpletuner.models.ltxvideo.miniature import write_miniature
 
 CLIPS, SOURCE, SOURCE_FRAMES, RATE = 16, (512, 384), 73, 25
-WIDTH, HEIGHT, FRAMES = 256, 192, 49
-DTYPE = torch.bfloat16
 
 
 @dataclass(frozen=True)
@@ -92,21 +90,9 @@ def prepare(folder: Path) -> Material:
 
 
 def run_bare(material: Material, folder: Path) -> dict[str, float]:
-    """One clip after the other, nothing but PyAV, Diffusers and safetensors."""
+    """The bare program's way."""
     started, spent = time.perf_counter(), time.process_time()
-    model = material.autoencoder.model
-    mean, std = (tensor.view(1, -1, 1, 1, 1) for tensor in (model.latents_mean, model.latents_std))
-    for path in sorted(material.root.glob("*.mp4")):
-        frames = []
-        with av.open(str(path)) as container:
-            for frame in container.decode(video=0):
-                frames.append(frame.reformat(WIDTH, HEIGHT, "rgb24").to_ndarray())
-                if len(frames) == FRAMES:
-                    break
-        pixels = torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-        with torch.no_grad():
-            latents = model.encode(pixels.to(DTYPE)).latent_dist.mode().float()
-        save_file({"latents": ((latents - mean) / std)[0].to(DTYPE)}, folder / f"{path.stem}.safetensors")
+    encode_clips(material.autoencoder.model, sorted(material.root.glob("*.mp4")), folder)
     return {"bare": time.perf_counter() - started, "bare, processor": time.process_time() - spent}
 
 

@@ -29,6 +29,7 @@ from simpletuner.recipes.kernels import compiler_problems, kernel_problems, prod
 from simpletuner.recipes.memory_plan import MemoryPlan, budget_card, is_wanted, plan_memory
 from simpletuner.runtime.hub import HubProbe
 from simpletuner.runtime.machine import Machine, find_machine
+from simpletuner.training.manifest import list_checkpoints
 
 if TYPE_CHECKING:
     from simpletuner.events.types import Event
@@ -180,7 +181,7 @@ def _survey(config: RunConfig, emit: Callable[[Event], None]) -> tuple[Survey | 
 
 def _continuing(config: RunConfig, survey: Survey | None, draft: Draft) -> list[Problem]:
     """Why the run cannot go on from the checkpoints in its folder, or begin with the adapter that is named."""
-    if not config.adapter.init_lora and not any(Path(config.checkpoint.output_dir).glob("checkpoint-*")):
+    if not config.adapter.init_lora and not list_checkpoints(Path(config.checkpoint.output_dir)):
         return []
     # Imported here, for it needs NumPy.
     from simpletuner.recipes.continuing import examine_continuing, examine_start

@@ -7,7 +7,6 @@ once more, and the checkpoint decides in the end, when weights and batches are t
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +21,9 @@ from simpletuner.data.sample import Sample
 from simpletuner.models.adapters.weights_file import read_weights_file
 from simpletuner.recipes.survey import Survey, batch_rules
 from simpletuner.training.identity import STATE_NAME, find_changes, mixed_runs
-from simpletuner.training.manifest import is_complete
+from simpletuner.training.manifest import list_checkpoints, newest_complete, step_of
 
 _KINDS = {"lora": "LoRA", "lycoris": "LyCORIS adapter", "whole": "whole transformer"}
-_CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 
 
 def settled_facts(config: RunConfig) -> dict[str, Any]:
@@ -72,10 +70,10 @@ def examine_continuing(config: RunConfig, survey: Survey | None, draft: Draft) -
     """Why the run cannot go on from the newest checkpoint in its folder; empty if it can, or would begin anew."""
     folder, request = Path(config.checkpoint.output_dir), config.checkpoint.resume_from_checkpoint
     checkpoint = _newest(folder, request)
-    begins_at = _step(checkpoint) if checkpoint is not None else -1
-    beyond = [path.name for path in folder.glob("checkpoint-*") if _step(path) > begins_at and path.is_dir()]
+    step = step_of(checkpoint) if checkpoint is not None else None
+    begins_at = -1 if step is None else step
+    beyond = [path.name for step, path in list_checkpoints(folder) if step > begins_at]
     if beyond and (request or "").strip() != "latest":
-        beyond.sort(key=lambda name: _step(folder / name))
         return [replace(mixed_runs(folder, beyond, begins_at), where=draft.place("resume_from_checkpoint"))]
     document = _read(checkpoint) if checkpoint is not None else None
     if checkpoint is None or document is None:
@@ -137,23 +135,15 @@ def _starts_later(config: RunConfig) -> bool:
     return _newest(Path(config.checkpoint.output_dir), config.checkpoint.resume_from_checkpoint) is not None
 
 
-def _step(folder: Path) -> int:
-    """The step in the name of a checkpoint's folder; -1 for other folders."""
-    found = _CHECKPOINT.fullmatch(folder.name)
-    return int(found[1]) if found else -1
-
-
 def _newest(folder: Path, request: str | None) -> Path | None:
     """The checkpoint that `request` means, if it looks complete at a glance; None where that is not for us to say."""
     if request is None or request.strip() in ("", "none"):
         return None
     if request.strip() != "latest":
         named = next((path for path in (Path(request).expanduser(), folder / request) if path.is_dir()), None)
-        return named if named is not None and _CHECKPOINT.fullmatch(named.name) else None
-    found = [
-        (int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _CHECKPOINT.fullmatch(path.name))
-    ]
-    return next((path for step, path in sorted(found, reverse=True) if is_complete(path, step)), None)
+        return named if named is not None and step_of(named) is not None else None
+    newest = newest_complete(folder)
+    return None if newest is None else newest[1]
 
 
 def _read(checkpoint: Path) -> dict[str, Any] | None:

@@ -20,11 +20,10 @@ from simpletuner.events.run import CONFIG_FILE, VERSIONS_FILE
 from simpletuner.events.run_state import RunState, read_run_state
 from simpletuner.events.sinks.journal import JOURNAL
 from simpletuner.runtime.lock import is_held
-from simpletuner.training.manifest import is_complete
+from simpletuner.training.manifest import newest_complete
 from simpletuner.validation.run_record import options_of, read_document
 
 DEPTH = 3  # folders below a named one that are looked into
-_CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 _PLACE = re.compile(r"(?P<file>.+\.(?:json|jsonc|toml|env)):\d+")
 
 
@@ -134,10 +133,8 @@ def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _newest_checkpoint(folder: Path) -> int | None:
-    steps = [int(match[1]) for path in folder.iterdir() if (match := _CHECKPOINT.fullmatch(path.name))]
-    return next(
-        (step for step in sorted(steps, reverse=True) if is_complete(folder / f"checkpoint-{step}", step)), None
-    )
+    newest = newest_complete(folder)
+    return None if newest is None else newest[0]
 
 
 def _command(options: Mapping[str, Mapping[str, Any]]) -> tuple[str, tuple[str, ...]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +20,7 @@ from simpletuner.core.errors import UserError
 from simpletuner.core.files import retire
 from simpletuner.models.adapters.full import TRANSFORMER_FOLDER
 from simpletuner.training.identity import STATE_NAME, compare_facts, mixed_runs
-from simpletuner.training.manifest import BrokenCheckpointError, verify_manifest
+from simpletuner.training.manifest import BrokenCheckpointError, list_checkpoints, step_of, verify_manifest
 from simpletuner.training.optimizer import parameter_names
 from simpletuner.training.optimizer_state import join_state
 from simpletuner.training.snapshot import (
@@ -40,7 +39,6 @@ logger = logging.getLogger(__name__)
 
 _FILES: Final = (WEIGHTS_NAME, OPTIMIZER_NAME, STATE_NAME)
 _FILES_OF_FULL: Final = (f"{TRANSFORMER_FOLDER}/config.json", OPTIMIZER_NAME, STATE_NAME)
-_FOLDER: Final = re.compile(r"checkpoint-(0|[1-9][0-9]*)\Z")
 
 
 def save_checkpoint(state: TrainState, folder: Path, *, facts: Mapping[str, Any]) -> Path:
@@ -96,14 +94,6 @@ def delete_broken(output_dir: Path, checkpoint: Path) -> list[Path]:
             broken.append(path)
             retire(path)
     return broken
-
-
-def list_checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
-    """Steps and folders named exactly checkpoint-<step>, lowest step first, whole or not."""
-    if not output_dir.is_dir():
-        return []
-    found = ((_FOLDER.match(path.name), path) for path in output_dir.iterdir())
-    return sorted((int(match.group(1)), path) for match, path in found if match and path.is_dir())
 
 
 def whole_checkpoints(output_dir: Path) -> Iterator[tuple[int, Path]]:
@@ -239,11 +229,11 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
     Raises:
         UserError: If it is broken or of another version.
     """
-    match = _FOLDER.match(checkpoint.name)
+    step = step_of(checkpoint)
     try:
-        if match is None:
+        if step is None:
             raise BrokenCheckpointError("its name is not checkpoint-<step>")
-        verify_manifest(checkpoint, int(match.group(1)), _needed_files(checkpoint))
+        verify_manifest(checkpoint, step, _needed_files(checkpoint))
         document: dict[str, Any] = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
         if document.get("version") != STATE_VERSION:
             raise BrokenCheckpointError(f"{STATE_NAME} has version {document.get('version')}, known is {STATE_VERSION}")
@@ -280,8 +270,8 @@ def refuse_mixed_runs(output_dir: Path, checkpoint: Path | None) -> None:
     Raises:
         UserError: Naming the checkpoints in the way.
     """
-    match = _FOLDER.match(checkpoint.name) if checkpoint else None
-    begins_at = int(match.group(1)) if match else -1
+    step = step_of(checkpoint) if checkpoint else None
+    begins_at = -1 if step is None else step
     beyond = [path.name for step, path in list_checkpoints(output_dir) if step > begins_at]
     if beyond:
         raise UserError.of([mixed_runs(output_dir, beyond, begins_at)])

@@ -1,12 +1,13 @@
-"""The list of files that makes a checkpoint trustworthy: sizes and SHA-256 of everything in it.
+"""Folders of checkpoints: their names, and the list of files that makes one trustworthy, with sizes and SHA-256.
 
-Knows nothing of what the files mean. A folder whose manifest does not verify is no checkpoint.
+Torch-free. Knows nothing of what the files mean. A folder whose manifest does not verify is no checkpoint.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -14,10 +15,32 @@ MANIFEST_NAME: Final = "checkpoint_manifest.json"
 MANIFEST_VERSION: Final = 1
 
 _BLOCK_BYTES = 1 << 20
+_NAME: Final = re.compile(r"checkpoint-(0|[1-9][0-9]*)\Z")
 
 
 class BrokenCheckpointError(Exception):
     """A checkpoint that does not verify; the text says what is wrong with it."""
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The step in the name of a folder called exactly checkpoint-<step>; None for other names."""
+    found = _NAME.match(checkpoint.name)
+    return int(found[1]) if found else None
+
+
+def list_checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
+    """Steps and folders named exactly checkpoint-<step>, lowest step first, whole or not."""
+    if not output_dir.is_dir():
+        return []
+    found = ((step_of(path), path) for path in output_dir.iterdir())
+    return sorted((step, path) for step, path in found if step is not None and path.is_dir())
+
+
+def newest_complete(output_dir: Path) -> tuple[int, Path] | None:
+    """The checkpoint of the highest step that looks complete at a glance (`is_complete`); None if none does."""
+    return next(
+        ((step, path) for step, path in reversed(list_checkpoints(output_dir)) if is_complete(path, step)), None
+    )
 
 
 def write_manifest(folder: Path, step: int) -> None:

@@ -53,6 +53,11 @@ _TORCHAO = "simpletuner.models.precision.torchao:TorchAO"
 _ROWS = "simpletuner.models.precision.row_scales:RowScales"
 _BNB = "simpletuner.models.precision.bitsandbytes:BitsAndBytes"
 
+_ROUNDED = (
+    "activations and gradients are rounded to {} too, one scale for each token; a measurement at the "
+    "start tells whether that is faster here"
+)
+
 PRECISIONS: Catalog[PrecisionRow] = Catalog(
     "precision",
     {
@@ -84,15 +89,13 @@ PRECISIONS: Catalog[PrecisionRow] = Catalog(
         "int8dq-torchao": PrecisionRow(
             _ROWS, 8, row_bytes=4, settings={"kind": "int8"}, multiplies="int8", weight_only="int8-torchao",
             capability=(8, 0),
-            note="activations and gradients are rounded to int8 too, one scale for each token; a measurement at the "
-            "start tells whether that is faster here",
+            note=_ROUNDED.format("int8"),
             help="8-bit whole numbers, multiplied as such.",
         ),
         "fp8-native": PrecisionRow(
             _ROWS, 8, row_bytes=4, settings={"kind": "fp8"}, multiplies="fp8", weight_only="fp8-torchao",
             capability=(8, 9),
-            note="activations and gradients are rounded to fp8 too, one scale for each token; a measurement at the "
-            "start tells whether that is faster here",
+            note=_ROUNDED.format("fp8"),
             help="8-bit floating point, multiplied as such by NVIDIA cards from compute capability 8.9 on.",
         ),
         # A scale of one byte for each 64 weights, one of these in float32 for each 256 of them, two tables.

@@ -21,13 +21,12 @@ from simpletuner.training import checkpoint as checkpoints
 from simpletuner.training.checkpoint import (
     check_facts,
     find_checkpoint,
-    list_checkpoints,
     prune_checkpoints,
     restore,
     save_checkpoint,
 )
 from simpletuner.training.fit import fit
-from simpletuner.training.manifest import MANIFEST_NAME
+from simpletuner.training.manifest import MANIFEST_NAME, list_checkpoints
 
 FILES = (checkpoints.WEIGHTS_NAME, checkpoints.OPTIMIZER_NAME, checkpoints.STATE_NAME, MANIFEST_NAME)
 

@@ -19,8 +19,9 @@ from simpletuner.config.sections.adapter import AdapterSection
 from simpletuner.config.sections.average import AverageSection
 from simpletuner.core.errors import ExitCode, UserError
 from simpletuner.training import saver as savers
-from simpletuner.training.checkpoint import list_checkpoints, prune_checkpoints, restore, save_checkpoint
+from simpletuner.training.checkpoint import prune_checkpoints, restore, save_checkpoint
 from simpletuner.training.fit import fit
+from simpletuner.training.manifest import list_checkpoints
 from simpletuner.training.saver import CheckpointSaver, Saved
 from simpletuner.training.snapshot import Snapshot, take_snapshot, write_snapshot
 
